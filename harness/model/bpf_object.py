@@ -1,0 +1,21 @@
+"""An object under test: a file, its name in the matrix, its digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectFile:
+    """`name` is the identity (path below the given directory without `.bpf.o`), `sha256` is of the file's bytes.
+
+    `arch` is the architecture in the file's name (`x.arm64.bpf.o`), None for an object meant for all; `source` is the C file's
+    name when it lies beside it.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    size: int
+    arch: str | None = None

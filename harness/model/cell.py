@@ -1,0 +1,19 @@
+"""The cell: kernel x object x settings x loader, and its one printable identity (contract.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class CellId:
+    """`debian-6.1-cloud-amd64/fancy_helper[use_fancy_helper=1]@python`; selectors, logs, files and JUnit use only this."""
+
+    kernel: str
+    object: str
+    settings: tuple[tuple[str, str], ...] = ()
+    loader: str = "python"
+
+    def __str__(self) -> str:
+        settings = ",".join(f"{name}={value}" for name, value in self.settings)
+        return f"{self.kernel}/{self.object}{f'[{settings}]' if settings else ''}@{self.loader}"

@@ -1,0 +1,53 @@
+"""A kernel: a row of the matrix as asked for (`KernelSpec`), and as found on disk (`Kernel`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.model.arch import Architecture
+
+
+class KernelSource(Protocol):
+    """Where a kernel comes from: one frozen dataclass per kind, its settings as fields (see `model.sources`)."""
+
+    @property
+    def kind(self) -> str:
+        """The name in kernels.yaml and in the registry of `harness.kernels`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSpec:
+    """One row of kernels.yaml. `id` is its identity and never holds the exact release (contract.md)."""
+
+    id: str
+    arch: Architecture
+    variant: str
+    source: KernelSource
+    tags: frozenset[str] = frozenset()
+    cpu: str | None = None
+    memory_mb: int = 256
+    kernel_args: tuple[str, ...] = ()
+    backend: str = "qemu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel's files in the cache, and where they came from.
+
+    `modules` are absolute paths in insmod order (dependencies first), uncompressed. `btf` is the raw .BTF of vmlinux, None
+    when the kernel has none. `source` is provenance for the report (package, version, sha256, repository). `substituted` says,
+    in words, what stands in for a locked version that could not be had.
+    """
+
+    spec: KernelSpec
+    release: str
+    vmlinuz: Path
+    vmlinuz_sha256: str
+    config: Path | None
+    modules: tuple[Path, ...]
+    btf: Path | None
+    btf_sha256: str | None
+    source: dict[str, Any] = field(default_factory=dict)
+    substituted: str | None = None
