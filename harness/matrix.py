@@ -1,0 +1,147 @@
+"""Kernels x objects x settings x loaders -> cells, and choosing among them. Pure: nothing here touches a file or a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from itertools import product
+
+from harness.errors import NothingJudgedError, UsageError
+from harness.model.bpf_object import ObjectFile
+from harness.model.cell import Cell
+from harness.model.kernel import KernelSpec
+
+Settings = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectAxes:
+    """What one object's expectations say about the matrix: architectures it is meant for (None: all), settings to try."""
+
+    arches: frozenset[str] | None = None
+    settings: tuple[Settings, ...] = ((),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSelector:
+    """`-k GLOB` (any of them), `--tag`, `--arch`; an empty field selects everything."""
+
+    globs: tuple[str, ...] = ()
+    tag: str | None = None
+    arch: str | None = None
+
+    def __call__(self, kernel: KernelSpec) -> bool:
+        return (
+            (not self.globs or any(fnmatchcase(kernel.id, glob) for glob in self.globs))
+            and (self.tag is None or self.tag in kernel.tags)
+            and (self.arch is None or kernel.arch.name == self.arch)
+        )
+
+
+def select_kernels(kernels: Sequence[KernelSpec], selector: KernelSelector) -> tuple[KernelSpec, ...]:
+    """The chosen rows in the matrix's order. A glob that matches no row is an error: it is nearly always a typing slip.
+
+    NothingJudgedError when a selection as a whole is empty, naming what there is to choose from.
+    """
+    for glob in selector.globs:
+        check_glob(glob)
+        if not any(fnmatchcase(kernel.id, glob) for kernel in kernels):
+            message = f"no kernel of the matrix matches {glob!r}"
+            raise NothingJudgedError(message, remedy=_hint(glob, [kernel.id for kernel in kernels]))
+    chosen = tuple(kernel for kernel in kernels if selector(kernel))
+    if not chosen:
+        tags = sorted({tag for kernel in kernels for tag in kernel.tags})
+        message = f"no kernel of the matrix has tag {selector.tag!r} and architecture {selector.arch or 'any'!r}"
+        raise NothingJudgedError(message, remedy=f"tags in use: {', '.join(tags) or 'none'}")
+    return chosen
+
+
+def expand(
+    kernels: Sequence[KernelSpec],
+    objects: Sequence[ObjectFile],
+    axes: Mapping[str, ObjectAxes],
+    *,
+    loaders: Sequence[str] = ("python",),
+    exclude: Sequence[str] = (),
+) -> tuple[Cell, ...]:
+    """Every cell, kernel by kernel, in the order given; cells whose identity matches an `exclude` glob are left out.
+
+    Objects of one name and several architectures are one row: each kernel takes the file of its architecture. `axes` is by
+    object name; a name it lacks has no restrictions.
+    """
+    rows = group_by_name(objects)
+    cells = (
+        _cell(kernel, rows[name], axes.get(name, ObjectAxes()), settings, loader)
+        for kernel in kernels
+        for name in rows
+        for settings, loader in product(axes.get(name, ObjectAxes()).settings, loaders)
+    )
+    return tuple(cell for cell in cells if not any(fnmatchcase(str(cell.id), escape(glob)) for glob in exclude))
+
+
+def only(cells: Sequence[Cell], patterns: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells that `--only` names, by exact identity or glob on it. NothingJudgedError for a pattern without a match."""
+    for pattern in patterns:
+        if not any(_names(pattern, cell) for cell in cells):
+            message = f"no cell is named {pattern!r}"
+            raise NothingJudgedError(message, remedy=_hint(pattern, [str(cell.id) for cell in cells]))
+    return tuple(cell for cell in cells if not patterns or any(_names(pattern, cell) for pattern in patterns))
+
+
+def group_by_name(objects: Iterable[ObjectFile]) -> dict[str, list[ObjectFile]]:
+    """Objects by name, in order. UsageError when two files would be the same cell on some kernel."""
+    rows: dict[str, list[ObjectFile]] = {}
+    for candidate in objects:
+        row = rows.setdefault(candidate.name, [])
+        for other in row:
+            if None in (candidate.arch, other.arch) or candidate.arch == other.arch:
+                message = f"two objects are named {candidate.name!r}: {other.path} and {candidate.path}"
+                raise UsageError(message, remedy="give their common parent directory, so that the names differ, or rename one")
+        row.append(candidate)
+    return rows
+
+
+def check_glob(glob: str) -> None:
+    """UsageError when `glob` cannot mean what its writer thinks: empty, or a bracket that is never closed."""
+    if not glob or "\n" in glob:
+        message = f"{glob!r} is not a glob: it can match nothing"
+        raise UsageError(message)
+    rest = glob
+    while "[" in rest:
+        _, _, rest = rest.partition("[")
+        # fnmatch takes a `]` right after `[` or `[!` as a member of the set, as glob(7) says.
+        body = rest[1:] if rest.startswith("!") else rest
+        close = body.find("]", 1)
+        if close < 0:
+            message = f"bad glob {glob!r}: '[' without ']'"
+            raise UsageError(message, remedy="write [[] for a literal bracket")
+        rest = body[close + 1 :]
+
+
+def escape(pattern: str) -> str:
+    """A cell pattern as fnmatch wants it: identities hold brackets around settings, so here `[` and `]` mean themselves."""
+    return pattern.replace("[", "[[]")
+
+
+def _names(pattern: str, cell: Cell) -> bool:
+    return fnmatchcase(str(cell.id), escape(pattern))
+
+
+def _cell(kernel: KernelSpec, files: Sequence[ObjectFile], axes: ObjectAxes, settings: Settings, loader: str) -> Cell:
+    fitting = next((file for file in files if file.arch in (None, kernel.arch.name)), None)
+    reason = None
+    if axes.arches is not None and kernel.arch.name not in axes.arches:
+        reason = f"meant for {', '.join(sorted(axes.arches))} only (arches in its expectations)"
+    elif fitting is None:
+        built = ", ".join(sorted(file.arch or "any" for file in files))
+        reason = f"compiled for {built} only, not for {kernel.arch.name}"
+    return Cell(
+        kernel=kernel, object=fitting or files[0], settings=tuple(sorted(settings)), loader=loader, not_applicable=reason
+    )
+
+
+def _hint(wanted: str, names: Sequence[str]) -> str:
+    near = get_close_matches(wanted, names, n=3, cutoff=0.4)
+    return f"nearest: {', '.join(near)}" if near else f"there are {len(names)}; `corematrix kernels list` shows the kernels"
