@@ -1,4 +1,6 @@
-"""Kernels x objects x settings x loaders -> cells, and choosing among them. Pure: nothing here touches a file or a guest."""
+"""Kernels x objects x settings x loaders -> cells, and choosing among them. Pure: nothing here touches a file or a
+guest.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,8 @@ from itertools import product
 from harness.errors import NothingJudgedError, UsageError
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
+from harness.model.expectation import NONE, Expectations
 from harness.model.kernel import KernelSpec
-
-Settings = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectAxes:
-    """What one object's expectations say about the matrix: architectures it is meant for (None: all), settings to try."""
-
-    arches: frozenset[str] | None = None
-    settings: tuple[Settings, ...] = ((),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,28 +54,30 @@ def select_kernels(kernels: Sequence[KernelSpec], selector: KernelSelector) -> t
 def expand(
     kernels: Sequence[KernelSpec],
     objects: Sequence[ObjectFile],
-    axes: Mapping[str, ObjectAxes],
+    expectations: Mapping[str, Expectations],
     *,
     loaders: Sequence[str] = ("python",),
     exclude: Sequence[str] = (),
 ) -> tuple[Cell, ...]:
     """Every cell, kernel by kernel, in the order given; cells whose identity matches an `exclude` glob are left out.
 
-    Objects of one name and several architectures are one row: each kernel takes the file of its architecture. `axes` is by
-    object name; a name it lacks has no restrictions.
+    Objects of one name and several architectures are one row: each kernel takes the file of its architecture.
+    `expectations` is by object name, for their `arches` and `settings`; a name it lacks has neither.
     """
     rows = group_by_name(objects)
     cells = (
-        _cell(kernel, rows[name], axes.get(name, ObjectAxes()), settings, loader)
+        _cell(kernel, rows[name], expectations.get(name, NONE), settings, loader)
         for kernel in kernels
         for name in rows
-        for settings, loader in product(axes.get(name, ObjectAxes()).settings, loaders)
+        for settings, loader in product(expectations.get(name, NONE).settings, loaders)
     )
     return tuple(cell for cell in cells if not any(fnmatchcase(str(cell.id), escape(glob)) for glob in exclude))
 
 
 def only(cells: Sequence[Cell], patterns: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells that `--only` names, by exact identity or glob on it. NothingJudgedError for a pattern without a match."""
+    """The cells that `--only` names, by exact identity or glob on it. NothingJudgedError for a pattern without a
+    match.
+    """
     for pattern in patterns:
         if not any(_names(pattern, cell) for cell in cells):
             message = f"no cell is named {pattern!r}"
@@ -98,7 +93,7 @@ def group_by_name(objects: Iterable[ObjectFile]) -> dict[str, list[ObjectFile]]:
         for other in row:
             if None in (candidate.arch, other.arch) or candidate.arch == other.arch:
                 message = f"two objects are named {candidate.name!r}: {other.path} and {candidate.path}"
-                raise UsageError(message, remedy="give their common parent directory, so that the names differ, or rename one")
+                raise UsageError(message, remedy="give their common parent directory, so that names differ, or rename one")
         row.append(candidate)
     return rows
 
@@ -112,7 +107,7 @@ def check_glob(glob: str) -> None:
     while "[" in rest:
         _, _, rest = rest.partition("[")
         # fnmatch takes a `]` right after `[` or `[!` as a member of the set, as glob(7) says.
-        body = rest[1:] if rest.startswith("!") else rest
+        body = rest.removeprefix("!")
         close = body.find("]", 1)
         if close < 0:
             message = f"bad glob {glob!r}: '[' without ']'"
@@ -121,7 +116,9 @@ def check_glob(glob: str) -> None:
 
 
 def escape(pattern: str) -> str:
-    """A cell pattern as fnmatch wants it: identities hold brackets around settings, so here `[` and `]` mean themselves."""
+    """A cell pattern as fnmatch wants it: identities hold brackets around settings, so here `[` and `]` mean
+    themselves.
+    """
     return pattern.replace("[", "[[]")
 
 
@@ -129,19 +126,26 @@ def _names(pattern: str, cell: Cell) -> bool:
     return fnmatchcase(str(cell.id), escape(pattern))
 
 
-def _cell(kernel: KernelSpec, files: Sequence[ObjectFile], axes: ObjectAxes, settings: Settings, loader: str) -> Cell:
+def _cell(
+    kernel: KernelSpec,
+    files: Sequence[ObjectFile],
+    expectations: Expectations,
+    settings: tuple[tuple[str, str], ...],
+    loader: str,
+) -> Cell:
     fitting = next((file for file in files if file.arch in (None, kernel.arch.name)), None)
     reason = None
-    if axes.arches is not None and kernel.arch.name not in axes.arches:
-        reason = f"meant for {', '.join(sorted(axes.arches))} only (arches in its expectations)"
+    if expectations.arches and kernel.arch.name not in expectations.arches:
+        reason = expectations.reason or f"meant for {', '.join(expectations.arches)} only"
     elif fitting is None:
         built = ", ".join(sorted(file.arch or "any" for file in files))
         reason = f"compiled for {built} only, not for {kernel.arch.name}"
+    chosen = fitting or files[0]
     return Cell(
-        kernel=kernel, object=fitting or files[0], settings=tuple(sorted(settings)), loader=loader, not_applicable=reason
+        kernel=kernel, object=chosen, settings=tuple(sorted(settings)), loader=loader, not_applicable=reason
     )
 
 
 def _hint(wanted: str, names: Sequence[str]) -> str:
     near = get_close_matches(wanted, names, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(near)}" if near else f"there are {len(names)}; `corematrix kernels list` shows the kernels"
+    return f"nearest: {', '.join(near)}" if near else f"`corematrix kernels list` shows the kernels ({len(names)} names)"

@@ -12,8 +12,8 @@ from harness.errors import UsageError
 def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """The cache: `$COREMATRIX_CACHE`, else `$XDG_CACHE_HOME/corematrix`, else `~/.cache/corematrix`.
 
-    The XDG base directory specification tells us to ignore a relative `XDG_CACHE_HOME`. UsageError when there is no home to
-    fall back to (`HOME` unset and no passwd entry).
+    The XDG base directory specification tells us to ignore a relative `XDG_CACHE_HOME`. UsageError when there is no
+    home to fall back to (`HOME` unset and no passwd entry).
     """
     if own := environ.get("COREMATRIX_CACHE"):
         return Path(own).absolute()

@@ -44,8 +44,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             target_macro="arm64", syscall_prefix="arm64",
         ),
         Architecture(
-            name="riscv64", debian="riscv64", qemu="qemu-system-riscv64", qemu_package="qemu-system-misc", machine="virt",
-            cpu="rv64", console="ttyS0", second_uart=None, elf_machine=243, byteorder="little", target_macro="riscv",
+            name="riscv64", debian="riscv64", qemu="qemu-system-riscv64", qemu_package="qemu-system-misc",
+            machine="virt", cpu="rv64", console="ttyS0", second_uart=None, elf_machine=243, byteorder="little", target_macro="riscv",
             syscall_prefix="riscv",
         ),
         Architecture(
@@ -54,8 +54,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             target_macro="s390", syscall_prefix="s390x",
         ),
         Architecture(
-            name="ppc64le", debian="ppc64el", qemu="qemu-system-ppc64", qemu_package="qemu-system-ppc", machine="pseries",
-            cpu="power9", console="hvc0", second_uart=None, elf_machine=21, byteorder="little", target_macro="powerpc",
+            name="ppc64le", debian="ppc64el", qemu="qemu-system-ppc64", qemu_package="qemu-system-ppc",
+            machine="pseries", cpu="power9", console="hvc0", second_uart=None, elf_machine=21, byteorder="little", target_macro="powerpc",
             syscall_prefix="powerpc",
         ),
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 class ObjectFile:
     """`name` is the identity (path below the given directory without `.bpf.o`), `sha256` is of the file's bytes.
 
-    `arch` is the architecture in the file's name (`x.arm64.bpf.o`), None for an object meant for all; `source` is the C file's
-    name when it lies beside it.
+    `arch` is the architecture in the file's name (`x.arm64.bpf.o`), None for an object
+    meant for all. `size` is in bytes.
     """
 
     name: str

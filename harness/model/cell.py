@@ -10,7 +10,9 @@ from harness.model.kernel import KernelSpec
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class CellId:
-    """`debian-6.1-cloud-amd64/fancy_helper[use_fancy_helper=1]@python`; selectors, logs, files and JUnit use only this."""
+    """`debian-6.1-cloud-amd64/fancy_helper[use_fancy_helper=1]@python`; selectors, logs, files and JUnit use only
+    this.
+    """
 
     kernel: str
     object: str
@@ -24,7 +26,9 @@ class CellId:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One thing to judge. `not_applicable` is set when it is known before any boot that there is nothing to judge, and says why."""
+    """One thing to judge. `not_applicable` is set when it is known before any boot that there is nothing to judge,
+    and says why.
+    """
 
     kernel: KernelSpec
     object: ObjectFile

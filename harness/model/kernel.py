@@ -36,9 +36,9 @@ class KernelSpec:
 class Kernel:
     """A kernel's files in the cache, and where they came from.
 
-    `modules` are absolute paths in insmod order (dependencies first), uncompressed. `btf` is the raw .BTF of vmlinux, None
-    when the kernel has none. `source` is provenance for the report (package, version, sha256, repository). `substituted` says,
-    in words, what stands in for a locked version that could not be had.
+    `modules` are absolute paths in insmod order (dependencies first), uncompressed. `btf` is the raw .BTF of vmlinux,
+    None when the kernel has none. `source` is provenance for the report (package, version, sha256, repository).
+    `substituted` says, in words, what stands in for a locked version that could not be had.
     """
 
     spec: KernelSpec

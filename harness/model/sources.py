@@ -1,4 +1,6 @@
-"""The kinds of kernel source, as kernels.yaml spells them. Data only: the code that fetches lives in `harness.kernels`."""
+"""The kinds of kernel source, as kernels.yaml spells them. Data only: the code that fetches lives in
+`harness.kernels`.
+"""
 
 from __future__ import annotations
 

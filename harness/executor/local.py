@@ -1,0 +1,239 @@
+"""The pool on this machine: one thread per guest, a few that fetch kernels meanwhile, results through one queue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from harness.errors import GuestLostError, Interrupted
+from harness.executor import Listener
+from harness.executor.attempts import Answer, ask_until_answered
+from harness.executor.memory import MemoryBudget
+from harness.executor.plan import Plan, by_kernel, guest_cost_mb
+from harness.executor.queue import KernelQueue, Work
+from harness.model.cell import Cell
+from harness.model.kernel import Kernel, KernelSpec
+from harness.model.result import CellResult
+
+# Downloads wait for the network and unpacking takes a core: two at a time keep the guests supplied without starving
+# them.
+FETCHERS = 2
+# A kernel whose guest did not come up this often in a row is not asked again for its other cells.
+MOST_FAILED_BOOTS = 2
+STOPPED = "stopped before it was judged"
+
+
+class GuestSession(Protocol):
+    """What the pool needs of `harness.session.Session`."""
+
+    def ask(
+        self,
+        cell: Cell,
+        *,
+        progs: tuple[str, ...] | None,
+        skip_progs: tuple[str, ...],
+        on_progress: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Facts; GuestLostError."""
+
+    def close(self) -> None:
+        """End the guest, from any thread, whatever it is doing. Doing it twice does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything the pool does to the world, so that its tests can inject faults.
+
+    `provide` may raise CorematrixError, `open_session` GuestLostError (the guest did not come up) or CorematrixError;
+    `conclude` turns an answer into a result and `give_up` an error into one (its first argument a cell, its second a
+    kernel or None).
+    """
+
+    provide: Callable[[KernelSpec, Callable[[str], None]], Kernel]
+    open_session: Callable[[Kernel], GuestSession]
+    conclude: Callable[[Cell, Kernel, GuestSession | None, Answer], CellResult]
+    give_up: Callable[[Cell, Kernel | None, BaseException], CellResult]
+
+
+class LocalExecutor:
+    """Implements `harness.executor.Executor`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def run(self, plan: Plan, listener: Listener) -> Iterator[CellResult]:
+        """Results as they come; ends every guest when closed early."""
+        pool = _Pool(plan, self._services)
+        try:
+            pool.start()
+            left = len(plan.cells)
+            while left:
+                event = pool.events.get()
+                event(listener)
+                if isinstance(event, _Finished):
+                    left -= 1
+                    yield event.result
+        finally:
+            pool.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    result: CellResult
+
+    def __call__(self, listener: Listener) -> None:
+        listener.on_result(self.result)
+
+
+class _Pool:
+    """The threads of one run. Threads never touch the listener: they put events on a queue."""
+
+    def __init__(self, plan: Plan, services: Services) -> None:
+        self.events: SimpleQueue[Any] = SimpleQueue()
+        self._plan = plan
+        self._services = services
+        self._queues = [KernelQueue(spec, cells) for spec, cells in by_kernel(plan.cells)]
+        self._work = Work(self._queues)
+        self._memory = MemoryBudget(plan.limits.memory_mb)
+        self._guests: set[_Guest] = set()
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+        self._threads = [
+            threading.Thread(target=self._serve_all, name=f"guest-{number}", daemon=True)
+            for number in range(min(plan.limits.jobs, len(plan.cells)))
+        ]
+
+    def start(self) -> None:
+        for queue in self._queues:
+            self._fetchers.submit(self._fetch, queue)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._work.stop()
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        for guest in list(self._guests):
+            guest.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
+
+    def tell_kernel(self, kernel_id: str, message: str) -> None:
+        self.events.put(lambda listener: listener.on_kernel(kernel_id, message))
+
+    def tell_cell(self, cell: Cell, message: str) -> None:
+        self.events.put(lambda listener: listener.on_cell(cell, message))
+
+    def _finish(self, result: CellResult) -> None:
+        self.events.put(_Finished(result=result))
+
+    def _fetch(self, queue: KernelQueue) -> None:
+        """Get a kernel's files; when they cannot be had, every one of its cells says why."""
+        kernel = None
+        try:
+            kernel = self._services.provide(queue.spec, lambda message: self.tell_kernel(queue.spec.id, message))
+        except Exception as error:  # a thread's last door: whatever went wrong, the cells must come out
+            while cell := queue.next():
+                self._finish(self._services.give_up(cell, None, error))
+        self._work.fetched(queue, kernel)
+
+    def _serve_all(self) -> None:
+        while queue := self._work.claim():
+            try:
+                with self._memory.take(guest_cost_mb(queue.spec)):
+                    self._serve(queue)
+            finally:
+                self._work.release(queue)
+
+    def _serve(self, queue: KernelQueue) -> None:
+        assert queue.kernel is not None
+        guest = _Guest(self, queue.kernel, self._services)
+        self._guests.add(guest)
+        try:
+            while not self._work.stopped and (cell := queue.next()):
+                self._finish(self._judge(cell, guest))
+                if self._plan.isolate:
+                    guest.end()
+        finally:
+            guest.close()
+            self._guests.discard(guest)
+
+    def _judge(self, cell: Cell, guest: _Guest) -> CellResult:
+        try:
+            answer = ask_until_answered(
+                guest.asker(cell), retries=self._plan.retries, on_progress=lambda message: self._progress(cell, message)
+            )
+            return self._services.conclude(cell, guest.kernel, guest.session, answer)
+        except Exception as error:  # as in _fetch
+            return self._services.give_up(cell, guest.kernel, error)
+
+    def _progress(self, cell: Cell, message: dict[str, Any]) -> None:
+        self.tell_cell(cell, " ".join(str(message[key]) for key in ("phase", "prog") if message.get(key)))
+
+
+class _Guest:
+    """One thread's guest: opened when first asked, opened anew after it was lost, given up when it will not come up."""
+
+    def __init__(self, pool: _Pool, kernel: Kernel, services: Services) -> None:
+        self.kernel = kernel
+        self.session: GuestSession | None = None
+        self._pool = pool
+        self._services = services
+        self._closed = False
+        self._failed_boots = 0
+        self._dead: GuestLostError | None = None
+
+    def asker(self, cell: Cell) -> Callable[..., dict[str, Any]]:
+        """`attempts.Ask` for one cell."""
+
+        def ask(
+            *,
+            progs: tuple[str, ...] | None,
+            skip_progs: tuple[str, ...],
+            on_progress: Callable[[dict[str, Any]], None],
+        ) -> dict[str, Any]:
+            session = self._opened()
+            try:
+                return session.ask(cell, progs=progs, skip_progs=skip_progs, on_progress=on_progress)
+            except GuestLostError as lost:
+                self._pool.tell_kernel(self.kernel.spec.id, f"guest lost ({lost.status}): {lost.message}")
+                self.end()
+                raise
+
+        return ask
+
+    def end(self) -> None:
+        """End the guest; the next question opens another."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+    def close(self) -> None:
+        """End the guest for good, from any thread."""
+        self._closed = True
+        self.end()
+
+    def _opened(self) -> GuestSession:
+        if self._dead is not None:
+            raise self._dead
+        if self.session is None:
+            self.session = self._boot()
+            if self._closed:  # stopped while it booted: nobody else would end it
+                self.end()
+                raise Interrupted(STOPPED)
+        return self.session
+
+    def _boot(self) -> GuestSession:
+        self._pool.tell_kernel(self.kernel.spec.id, "starting a guest")
+        try:
+            session = self._services.open_session(self.kernel)
+        except GuestLostError as lost:
+            self._failed_boots += 1
+            if self._failed_boots == MOST_FAILED_BOOTS:
+                self._dead = lost
+            raise
+        self._failed_boots = 0
+        return session
