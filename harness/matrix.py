@@ -93,7 +93,7 @@ def group_by_name(objects: Iterable[ObjectFile]) -> dict[str, list[ObjectFile]]:
         for other in row:
             if None in (candidate.arch, other.arch) or candidate.arch == other.arch:
                 message = f"two objects are named {candidate.name!r}: {other.path} and {candidate.path}"
-                raise UsageError(message, remedy="give their common parent directory, so that names differ, or rename one")
+                raise UsageError(message, remedy="rename one, or give their common parent directory")
         row.append(candidate)
     return rows
 
@@ -148,4 +148,4 @@ def _cell(
 
 def _hint(wanted: str, names: Sequence[str]) -> str:
     near = get_close_matches(wanted, names, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(near)}" if near else f"`corematrix kernels list` shows the kernels ({len(names)} names)"
+    return f"nearest: {', '.join(near)}" if near else f"`corematrix kernels list` shows them ({len(names)})"

@@ -45,7 +45,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="riscv64", debian="riscv64", qemu="qemu-system-riscv64", qemu_package="qemu-system-misc",
-            machine="virt", cpu="rv64", console="ttyS0", second_uart=None, elf_machine=243, byteorder="little", target_macro="riscv",
+            machine="virt", cpu="rv64", console="ttyS0", second_uart=None, elf_machine=243, byteorder="little",
+            target_macro="riscv",
             syscall_prefix="riscv",
         ),
         Architecture(
@@ -55,7 +56,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="ppc64le", debian="ppc64el", qemu="qemu-system-ppc64", qemu_package="qemu-system-ppc",
-            machine="pseries", cpu="power9", console="hvc0", second_uart=None, elf_machine=21, byteorder="little", target_macro="powerpc",
+            machine="pseries", cpu="power9", console="hvc0", second_uart=None, elf_machine=21, byteorder="little",
+            target_macro="powerpc",
             syscall_prefix="powerpc",
         ),
     )
