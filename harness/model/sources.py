@@ -10,22 +10,36 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class AptRepository:
-    """An apt repository (`repositories:` in kernels.yaml); `keyring` verifies its InRelease."""
+    """An apt repository (`repositories:` in kernels.yaml); `keyring` verifies its InRelease.
+
+    `suites` are those it serves: a kernel names suites only, and each belongs to the repository that lists it.
+    """
 
     name: str
     uri: str
     keyring: str
     components: tuple[str, ...] = ("main",)
+    suites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AptSource:
-    """A kernel package chosen from `suite`s of a repository: by glob, or by version prefix and variant.
+    """A kernel package chosen from suites, each served by the one of `repositories` that lists it (Debian keeps its
+    security suites in an archive of their own).
 
     `package` is a glob over package names (`linux-image-6.1.*-cloud-amd64`); the newest version that matches is taken.
     """
 
     kind: ClassVar[str] = "apt"
-    repository: AptRepository
+    repositories: tuple[AptRepository, ...]
     suites: tuple[str, ...]
     package: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestPackages:
+    """What the guest's user space is made of (`guest:` in kernels.yaml): Debian packages of the guest's architecture, by name."""
+
+    repositories: tuple[AptRepository, ...]
+    suites: tuple[str, ...]
+    packages: tuple[str, ...]
