@@ -1,0 +1,108 @@
+"""A run on disk: `corematrix-runs/<stamp>/` with a file for each cell as it comes, logs beside, the whole at the end.
+
+    cells/<identity>.json             the cell as in `run --json`, written the moment it is known
+    logs/<identity>/<program>.log     the verdict load's verifier log
+    consoles/<kernel>-N.log           what each guest printed
+    run.json, report.txt              at the end, also of an interrupted run
+
+Files appear whole or not at all (temporary name, then rename), so what a killed run leaves can be trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from harness.errors import InfrastructureError
+from harness.model.result import CellResult, to_json
+
+_LONGEST_NAME = 200  # NAME_MAX is 255 bytes, less room for suffixes
+
+
+class RunDirectory:
+    """One run's directory. `path` is absolute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @classmethod
+    def create(cls, parent: Path, started: datetime) -> RunDirectory:
+        """A new directory below `parent`, named by the time, with `-N` when another run began in the same second."""
+        stamp = started.strftime("%Y%m%dT%H%M%SZ")
+        for number in itertools.count(1):
+            path = parent / (stamp if number == 1 else f"{stamp}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if path.is_dir():
+                    continue
+                raise
+            except OSError as error:
+                message = f"cannot make a directory for this run: {path}: {error.strerror}"
+                raise InfrastructureError(message, remedy="name another place with --output DIR") from error
+            return cls(path)
+        raise AssertionError
+
+    def keep_cell(self, result: CellResult) -> None:
+        """Write one cell. InfrastructureError when the disk will not take it."""
+        write_whole(self.path / "cells" / f"{file_name(result.id)}.json", json.dumps(to_json(result), indent=1))
+
+    def keep_logs(self, result: CellResult, logs: Mapping[str, str]) -> CellResult:
+        """Write verifier logs, by program name, and say in the result where they lie (below this directory)."""
+        progs = []
+        for prog in result.progs:
+            log = logs.get(prog.name)
+            if log and prog.verifier is not None:
+                where = Path("logs") / file_name(result.id) / f"{file_name(prog.name)}.log"
+                write_whole(self.path / where, log)
+                prog = replace(prog, verifier=replace(prog.verifier, log=str(where)))  # noqa: PLW2901
+            progs.append(prog)
+        return replace(result, progs=tuple(progs))
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the run as a whole; returns its path."""
+        return write_whole(self.path / name, text)
+
+
+def logs_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Program name -> verifier log, from facts."""
+    return {str(prog.get("name")): str(prog.get("log") or "") for prog in facts.get("progs", [])}
+
+
+def file_name(identity: str) -> str:
+    """A relative path for an identity: `/` stays, what a file system or shell might take amiss is percent-encoded.
+
+    No part is `.`, `..` or hidden, none is longer than a name may be (the tail gives way to a digest).
+    """
+    return "/".join(_part(part) for part in identity.split("/"))
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write `text` so that `path` either holds all of it or is as it was. InfrastructureError names the path."""
+    temporary = path.with_name(f".{path.name[:_LONGEST_NAME]}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        message = f"cannot write {path}: {error.strerror}"
+        raise InfrastructureError(message, remedy="free some space, or name another place with --output DIR") from error
+    return path
+
+
+def _part(part: str) -> str:
+    encoded = quote(part, safe="[]=,@+-._~")
+    if encoded.startswith(".") or not encoded:
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) > _LONGEST_NAME:
+        encoded = f"{encoded[: _LONGEST_NAME - 17]}~{hashlib.sha256(part.encode()).hexdigest()[:16]}"
+    return encoded
