@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * The fs/fsbase example of "BPF CO-RE (Compile Once - Run Everywhere)" with its guard as published: the wrong way round.
+ *
+ * `LINUX_KERNEL_VERSION > 4.6` selects the OLD name. From 4.7 on (commit 296f781a4b78) `fs` does not exist, its access is poisoned, and the
+ * guard keeps just that branch alive: every kernel with `fsbase` refuses the program ("invalid func unknown#195896080"). Below 4.7 the
+ * branches are as wrong, with the names exchanged. A harness that is worth its name says so, and names the line of the read of `fs`.
+ *
+ * Only the declarations around the example are ours: it gives no context, so `thr` is the current task's.
+ */
+#include "types.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+/* up-to-date thread_struct definition matching newer kernels */
+struct thread_struct {
+	__u64 fsbase;
+} __core;
+
+/* legacy thread_struct definition for <= 4.6 kernels */
+struct thread_struct___v46 {
+	__u64 fs;
+} __core;
+
+struct task_struct {
+	struct thread_struct thread;
+} __core;
+
+extern int LINUX_KERNEL_VERSION __kconfig;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} last_fsbase SEC(".maps");
+
+SEC("raw_tp/sched_process_exec")
+int fsbase_as_published(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct thread_struct *thr = &task->thread;
+	__u64 fsbase;
+	__u32 key = 0;
+
+	if (LINUX_KERNEL_VERSION > KERNEL_VERSION(4, 6, 0))
+		fsbase = BPF_CORE_READ((struct thread_struct___v46 *)thr, fs);
+	else
+		fsbase = BPF_CORE_READ(thr, fsbase);
+	bpf_map_update_elem(&last_fsbase, &key, &fsbase, 0);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";
