@@ -21,8 +21,19 @@ from harness.model.verdict import Liveness, Outcome, Stage
 
 VERDICTS = ("loaded", "rejected", "crashed", "any", "not_applicable")
 KINDS = (
-    "byte_off", "byte_sz", "field_exists", "signed", "lshift_u64", "rshift_u64", "local_type_id", "target_type_id",
-    "type_exists", "type_matches", "type_size", "enumval_exists", "enumval_value",
+    "byte_off",
+    "byte_sz",
+    "field_exists",
+    "signed",
+    "lshift_u64",
+    "rshift_u64",
+    "local_type_id",
+    "target_type_id",
+    "type_exists",
+    "type_matches",
+    "type_size",
+    "enumval_exists",
+    "enumval_value",
 )  # fmt: skip  (libbpf's core_relo_kind_str)
 
 

@@ -254,8 +254,15 @@ class CellResult:
     def begin(cls, cell: CellId, kernel: KernelResult, object_: ObjectResult, **provenance: Any) -> CellResult:
         """The result of a cell of which nothing is known yet: crashed, until facts say otherwise."""
         rerun = provenance.pop("rerun", f"corematrix run {object_.path} --only '{cell}'")
-        return cls(id=str(cell), kernel=kernel, object=object_, settings=dict(cell.settings), loader=cell.loader,
-                   rerun=rerun, **provenance)  # fmt: skip
+        return cls(
+            id=str(cell),
+            kernel=kernel,
+            object=object_,
+            settings=dict(cell.settings),
+            loader=cell.loader,
+            rerun=rerun,
+            **provenance,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,8 +325,10 @@ def _decoder(hint: Any) -> _Decode:
 
 def _dataclass_decoder(hint: Any) -> _Decode:
     hints = get_type_hints(hint)
-    plan = [(item.name, _decoder(hints[item.name]), item.default is MISSING and item.default_factory is MISSING)
-            for item in fields(hint)]  # fmt: skip
+    plan = [
+        (item.name, _decoder(hints[item.name]), item.default is MISSING and item.default_factory is MISSING)
+        for item in fields(hint)
+    ]
 
     def decode(data: Any, where: str) -> Any:
         if not isinstance(data, dict):

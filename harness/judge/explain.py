@@ -1,0 +1,303 @@
+"""Why: words for people, from errno, an empty or a full log, the object's own instructions, and what the guest's
+probes found.
+
+The same cause has another text on every kernel (4.9 says `unreachable insn` where 4.19 says `unknown opcode be`), so
+the rows below look at the object wherever they can and at the log only where they must. Which kernel does what was
+seen on booted kernels unless a commit or release is named; nothing here decides a verdict.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno as errno_names
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.judge.flow import Insn, decode
+from harness.model.result import Candidate, Relocation
+from harness.model.verdict import Liveness, Outcome
+
+_CLASS_JMP, _CLASS_JMP32, _CALL, _PSEUDO_CALL = 0x05, 0x06, 0x80, 1
+_MAX_INSNS_BEFORE_5_2 = 4096  # BPF_MAXINSNS; kernel commit c04c0d2b968a lifted it to one million, for root
+_ENOTSUPP = 524  # the kernel's own, not in errno.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One refused program and all that an explanation may look at."""
+
+    stage: str
+    errno: int | None
+    log: str
+    section: str
+    prog_type: str
+    attach_target: str | None
+    insns: Sequence[Insn]
+    relocations: Sequence[Relocation]
+    externs: Sequence[Mapping[str, Any]]
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], prog: Mapping[str, Any], relocations: Sequence[Relocation]) -> Case:
+        """From docs/facts.md's `facts` and one of its `progs`."""
+        return cls(
+            stage=prog.get("stage") or "",
+            errno=prog.get("errno"),
+            log=prog.get("log") or "",
+            section=prog.get("section") or "",
+            prog_type=prog.get("prog_type") or "",
+            attach_target=prog.get("attach_target"),
+            insns=decode(base64.b64decode(prog.get("insns") or "")),
+            relocations=relocations,
+            externs=facts.get("externs") or (),
+            features=(facts.get("guest") or {}).get("features") or {},
+        )
+
+    def lacks(self, feature: str) -> bool:
+        """Did a probe in the guest find the feature absent? (Not probed is not absent.)"""
+        return self.features.get(feature) is False
+
+    def has_jump(self, kind: int, operation: int, src: int) -> bool:
+        """Is there an instruction of this class and operation?"""
+        return any(code & 0xF7 == operation | kind and reg == src for code, reg, *_ in self.insns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One known cause: `seen` recognises it, `says` is the explanation; `{0}`, `{1}` are groups of `log`, if it
+    matched.
+    """
+
+    stage: str
+    says: str
+    log: str | None = None
+    errno: frozenset[int] | None = None
+    seen: Callable[[Case], bool] = lambda _: True
+
+
+def _errnos(*names: str) -> frozenset[int]:
+    return frozenset(getattr(errno_names, name) for name in names)
+
+
+def _has_jmp32(case: Case) -> bool:
+    return any(code & 7 == _CLASS_JMP32 for code, *_ in case.insns)
+
+
+def _has_subprog_call(case: Case) -> bool:
+    return case.has_jump(_CLASS_JMP, _CALL, _PSEUDO_CALL)
+
+
+PRE_VERIFIER = (
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("EINVAL", "E2BIG"),
+        seen=lambda c: len(c.insns) > _MAX_INSNS_BEFORE_5_2,
+        says="{insns} instructions: kernels before 5.2 take at most 4096 and say so with an errno only",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("EINVAL"),
+        seen=lambda c: c.lacks(f"prog_type_{c.prog_type}"),
+        says="this kernel does not know programs of type {prog_type}",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("E2BIG"),
+        says="a field of union bpf_attr that this kernel does not know is set (expected_attach_type, "
+        "prog_name, ...): the program needs a newer bpf(2)",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("EPERM", "EACCES"),
+        says="no permission: usually CAP_BPF and CAP_PERFMON, lockdown, or (before 5.11) RLIMIT_MEMLOCK",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("ENOENT", "ESRCH"),
+        seen=lambda c: c.attach_target is not None,
+        says="{attach_target} is not in this kernel's BTF: renamed, inlined, or configured out",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=frozenset({_ENOTSUPP}),
+        says="ENOTSUPP (524): the kernel knows the request but cannot do it on this architecture or configuration",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("EINVAL"),
+        seen=lambda c: c.prog_type == "kprobe" and c.lacks("no_kern_version"),
+        says="kprobe programs must give the exact kernel version (kern_version) before 5.0",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("EINVAL"),
+        says="EINVAL and an empty log: refused before the verifier. Mostly a program or attach type this "
+        "kernel does not know ({prog_type}, section {section})",
+    ),
+)
+
+VERIFIER = (
+    Row(
+        stage="verifier",
+        log=r"invalid func unknown#200(1\d+)",
+        says="the instruction refers to a map that was not created (libbpf poisons such a reference)",
+    ),
+    Row(
+        stage="verifier",
+        log=r"invalid func unknown#200(2\d+)",
+        says="a weak kernel function that this kernel does not have is called without a check (bpf_ksym_exists)",
+    ),
+    Row(
+        stage="verifier",
+        log=r"unrecognized bpf_ld_imm64 insn",
+        says="global data (.rodata, .data, .bss, kconfig externs, bpf_printk formats) needs 5.2",
+    ),
+    Row(
+        stage="verifier",
+        log=r"(?:unreachable insn|invalid BPF_JMP opcode|unknown opcode)",
+        seen=_has_jmp32,
+        says="the object uses 32-bit jumps (-mcpu=v3, newer clang's default), which came with 5.1: compile "
+        "with -mcpu=v2, or v1 below 4.14",
+    ),
+    Row(
+        stage="verifier",
+        log=r"(?:unreachable insn|unknown opcode|R\d+ !read_ok)",
+        seen=_has_subprog_call,
+        says="calls between BPF functions came with 4.16: mark subprograms __always_inline",
+    ),
+    Row(
+        stage="verifier", log=r"back-edge from insn", says="loops are refused before 5.3 even when bounded: unroll them"
+    ),
+    Row(
+        stage="verifier",
+        log=r"BPF program is too large. Processed (\d+) insn",
+        says="the verifier gave up after {0} instructions: its budget on this kernel (1,000,000 since 5.2 for root)",
+    ),
+    Row(stage="verifier", log=r"invalid func unknown#(\d+)", says="this kernel has no helper number {0}"),
+    Row(stage="verifier", log=r"invalid func (\w+#\d+)", says="this kernel has no helper {0}"),
+    Row(
+        stage="verifier",
+        log=r"(?:unknown func|program of this type cannot use helper) (\w+#\d+)",
+        says="the helper {0} exists, but not for programs of type {prog_type}",
+    ),
+    Row(
+        stage="verifier",
+        log=r"invalid indirect read from stack",
+        says="a stack buffer given to a helper must be initialised here: zero it first",
+    ),
+    Row(
+        stage="verifier",
+        log=r"type=map_value expected=fp",
+        says="this kernel does not let the helper write into a map value: go through the stack",
+    ),
+    Row(stage="verifier", log=r"type=inv expected=imm", says="this kernel wants a constant size for the helper"),
+)
+
+
+def explain(case: Case) -> tuple[str, ...]:
+    """Paragraphs for people on why the program was refused and what to do about it; empty when there is nothing to
+    add.
+    """
+    broken = [relo for relo in case.relocations if relo.is_broken and relo.outcome is Outcome.POISONED]
+    if case.stage == "verifier" and broken:
+        return tuple(dict.fromkeys(text for relo in broken for text in _about_poison(case, relo)))
+    rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER}.get(case.stage, ())
+    for row in rows:
+        text = _recognise(row, case)
+        if text is not None:
+            return (text,)
+    return _OTHER_STAGES.get(case.stage, ())
+
+
+_OTHER_STAGES = {
+    "core": ("libbpf gives up on the whole object when one relocation is an error: no program of it is loaded",),
+    "externs": ("libbpf gives up on the object when a strong extern cannot be had: declare it __weak and test it",),
+    "maps": ("libbpf gives up on the whole object when a map cannot be created",),
+}
+
+
+def _recognise(row: Row, case: Case) -> str | None:
+    if row.errno is not None and case.errno not in row.errno:
+        return None
+    match = re.search(row.log, case.log) if row.log else None
+    if (row.log and match is None) or not row.seen(case):
+        return None
+    groups = match.groups() if match else ()
+    return row.says.format(
+        *groups, insns=len(case.insns), prog_type=case.prog_type, section=case.section, attach_target=case.attach_target
+    )
+
+
+def _about_poison(case: Case, relo: Relocation) -> list[str]:
+    """What would have guarded this access, and why what is there did not."""
+    live_guards = [other for other in case.relocations if other.is_guard and other.liveness is Liveness.LIVE]
+    own = [guard for guard in live_guards if guard.field == relo.field]
+    others = [guard for guard in live_guards if guard not in own and guard.new_value and _root(guard) == _root(relo)]
+    if any(guard.new_value == 0 for guard in own):
+        return [_OWN_GUARD_FAILED.format(field=relo.field)]
+    if others:
+        return [_ELSE_BRANCH.format(field=relo.field, other=others[0].field, member=relo.field.rpartition(".")[2])]
+    if any(extern.get("name") == "LINUX_KERNEL_VERSION" for extern in case.externs):
+        return [_BY_VERSION.format(field=relo.field, code=_guard_code(relo))]
+    return [f"nothing guards {relo.field}: {_guard_code(relo)}"]
+
+
+# Kernels before about 4.16 prune a comparison of constants only when they are equal (is_branch_taken came later).
+_OWN_GUARD_FAILED = (
+    "{field} is guarded by an existence check that is 0 here, yet the access is reached: either the check does "
+    "not dominate it, or this verifier walks both sides of a comparison with a constant (kernels before about 4.16 do). "
+    "The portable form is one `if (bpf_core_field_exists(f))` for each access, `else if` instead of `else`"
+)
+_ELSE_BRANCH = (
+    "{field} is in the other branch of a check on {other}, which is 1 here, yet it is reached. Kernels before about "
+    "4.16 walk both sides of `if (exists) ... else ...`: write `else if (bpf_core_field_exists({member}))` instead of `else`"
+)
+_BY_VERSION = (
+    "nothing asks whether {field} exists: the program looks at LINUX_KERNEL_VERSION, which here leads to the access "
+    "that fails. Guard by the field: {code}"
+)
+
+
+def _root(relo: Relocation) -> str:
+    """The essential name of the root type: flavors cut off."""
+    return relo.field.split(".")[0].split("::")[0].split("___")[0]
+
+
+def _guard_code(relo: Relocation) -> str:
+    if relo.kind.startswith("enumval"):
+        return "use `if (bpf_core_enum_value_exists(...))` before it"
+    if relo.kind.startswith(("type", "target_type", "local_type")):
+        return "use `if (bpf_core_type_exists(...))` before it"
+    return f"put `if (bpf_core_field_exists(p->{relo.field.partition('.')[2] or '...'}))` before the access"
+
+
+def nearest(relo: Relocation) -> Candidate | None:
+    """The candidate that came closest: the first that matched, else the one whose refusal says most (a member
+    compared).
+    """
+    if not relo.candidates:
+        return None
+    return min(relo.candidates, key=lambda item: (item.why_not is not None, -len(item.why_not or "")))
+
+
+def why(relo: Relocation) -> str | None:
+    """One line on why a relocation is what it is: its own reason, else the nearest candidate's; None when it just
+    resolved.
+    """
+    if relo.outcome is Outcome.RESOLVED and not (relo.is_guard and relo.new_value == 0):
+        return None
+    close = nearest(relo)
+    refusal = f"{close.name}: {close.why_not}" if close and close.why_not else None
+    if relo.reason and refusal and (close is None or (close.why_not or "") not in relo.reason):
+        return f"{relo.reason}; nearest candidate {refusal}"
+    return relo.reason or refusal or ("no type of that name in this kernel's BTF" if not relo.candidates else None)
+
+
+def errno_text(number: int | None) -> str:
+    """`EINVAL (22)`; the kernel's ENOTSUPP, which errno.h does not have, included."""
+    if number is None:
+        return "no errno"
+    name = "ENOTSUPP" if number == _ENOTSUPP else errno_names.errorcode.get(abs(number), "errno")
+    return f"{name} ({abs(number)})"
