@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.guest.bpf_object import BpfObject
+from harness.guest.elf import STT_OBJECT, Elf
 from harness.guest.errors import MalformedElf, NotBpf, NotElf, ObjectError, WrongEndian
 from harness.model.arch import ARCHITECTURES
 from harness.model.bpf_object import ObjectFile
@@ -68,6 +69,13 @@ def check_objects(objects: Sequence[ObjectFile], byteorders: Iterable[str]) -> N
             raise UsageError(error.message, remedy="compile it with `clang --target=bpf -g -O2 -c`") from error
         except ObjectError:
             pass
+
+
+def rodata_variables(candidate: ObjectFile) -> frozenset[str]:
+    """Names of the variables in .rodata and .rodata.*, by the symbol table: what `--set` can change."""
+    elf = Elf(candidate.path.read_bytes(), str(candidate.path))
+    rodata = {section.index for section in elf.sections if section.name.split(".")[:2] == ["", "rodata"]}
+    return frozenset(symbol.name for symbol in elf.symbols if symbol.type == STT_OBJECT and symbol.shndx in rodata)
 
 
 def find_expectations(objects: Iterable[ObjectFile], load: Callable[[Path], object]) -> dict[str, Expectations]:

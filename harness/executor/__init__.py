@@ -6,7 +6,7 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from harness.executor.plan import Plan
@@ -35,5 +35,5 @@ class Executor(Protocol):
     Closing the iterator (or an exception in its consumer) ends every guest before it returns.
     """
 
-    def run(self, plan: Plan, listener: Listener) -> Iterator[CellResult]:
+    def run(self, plan: Plan, listener: Listener) -> Generator[CellResult, None, None]:
         """Results as they come."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -65,7 +65,7 @@ class LocalExecutor:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def run(self, plan: Plan, listener: Listener) -> Iterator[CellResult]:
+    def run(self, plan: Plan, listener: Listener) -> Generator[CellResult, None, None]:
         """Results as they come; ends every guest when closed early."""
         pool = _Pool(plan, self._services)
         try:

@@ -1,0 +1,129 @@
+"""The command line and its one exit door: every error of ours becomes a message and the exit status its class owns."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import NoReturn
+
+from harness import __version__
+from harness.errors import CorematrixError, Interrupted
+
+# A bug of ours: EX_SOFTWARE of sysexits.h.
+INTERNAL_ERROR = 70
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+VERBS = {
+    "run": "run objects on kernels of the matrix, and report every program and CO-RE relocation",
+    "inspect": "relocate an object against a BTF file: no guest, no root",
+    "kernels": "what the matrix holds, where it comes from, what is cached",
+    "doctor": "what this machine can do, and the command that mends each lack",
+    "diff": "what changed between two stored runs",
+    "report": "a stored run in another format",
+}
+
+_EXIT_STATUSES = """\
+exit status:
+  0    everything expected was met
+  1    some cell failed: an expectation is broken, or something regressed
+  2    the command line, a configuration file or an object cannot be used; nothing was run
+  3    nothing was judged: nothing selected, or every cell skipped or not applicable
+  4    trouble of ours or of this machine, and nothing failed: no QEMU, full disk, a guest that ...
+  5    ... a repository did not give what was asked
+  6    ... the cache cannot be used
+  7    ... guests died, hung or spoke nonsense
+  70   a bug in corematrix (the message names a log file)
+  130  interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    try:
+        return _dispatch(arguments)
+    except (KeyboardInterrupt, Interrupted):
+        _say("interrupted")
+        return Interrupted.exit_status
+    except CorematrixError as error:
+        _say(str(error))
+        return error.exit_status
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this Python would complain once more while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:  # the last door
+        _say(f"internal error: {type(error).__name__}: {error}\n  details: {_crash_log(arguments)}")
+        return INTERNAL_ERROR
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    # Only the chosen verb is imported: `inspect` must not wait for what `run` needs.
+    module = _module(verb) if verb in VERBS else None
+    options = _parser(verb, module).parse_args(arguments)
+    if module is None:
+        raise AssertionError
+    status: int = module.run(options, sys.stdout, sys.stderr)
+    return status
+
+
+def _module(verb: str | None) -> ModuleType:
+    return importlib.import_module(f"harness.commands.{verb}")
+
+
+def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="corematrix",
+        description="Kernel-compatibility tests for BPF CO-RE programs, on virtual machines.",
+        epilog=_EXIT_STATUSES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"corematrix {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        own = verbs.add_parser(
+            name, help=summary, description=summary, epilog=_EXIT_STATUSES, formatter_class=raw, allow_abbrev=False
+        )
+        if name == chosen and module is not None:
+            module.add_arguments(own)
+    return parser
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough; the guests are being ended
+    message = f"ended by {signal.Signals(number).name}"
+    raise Interrupted(message)
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"corematrix: {message}\n")
+
+
+def _crash_log(arguments: Sequence[str]) -> Path:
+    """Write what a bug report needs to a file that stays."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="corematrix-crash-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write(f"corematrix {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
+        file.write(f"arguments: {arguments!r}\n\n{traceback.format_exc()}")
+    return Path(file.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""`corematrix run`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import TextIO
+
+from harness import __version__, config, judge, matrix, objects, report
+from harness.errors import Interrupted, UsageError
+from harness.executor import Plan
+from harness.executor.judging import Judging
+from harness.executor.local import LocalExecutor
+from harness.executor.plan import host_limits
+from harness.model.bpf_object import ObjectFile
+from harness.model.cell import Cell
+from harness.model.expectation import NONE, Expectations
+from harness.model.result import CellResult, RunResult
+from harness.model.verdict import CellStatus
+from harness.progress import Progress, progress_for
+from harness.rundir import RunDirectory, write_whole
+from harness.store import Store
+
+DEFAULT_TAG = "gate"
+LOADERS: Mapping[str, tuple[str, ...]] = {"python": ("python",), "libbpf": ("libbpf",), "both": ("python", "libbpf")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("objects", nargs="+", type=Path, metavar="OBJECT", help="a compiled object, or a directory with *.bpf.o in it")
+    add("-k", "--kernel", action="append", default=[], metavar="GLOB", help="kernels to run on, by id (repeatable)")
+    add("--tag", metavar="T", help=f"kernels with this tag (default: {DEFAULT_TAG}, unless -k or --only is given)")
+    add("--arch", metavar="A", help="kernels of this architecture")
+    add("--only", action="append", default=[], metavar="CELL", help="cells to run, by identity or glob (repeatable)")
+    add("--set", action="append", default=[], metavar="VAR=VALUE", help="value of a .rodata variable, instead of "
+        "the settings in the expectations (repeatable)")  # fmt: skip
+    add("--loader", choices=sorted(LOADERS), default="python", help="who loads in the guest (default: python)")
+    add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
+    add("--json", metavar="FILE", help="also write the run's JSON there; - for standard output")
+    add("--output", type=Path, default=Path("corematrix-runs"), metavar="DIR", help="where run directories are made")
+    add("--jobs", type=_positive, metavar="N", help="guests at a time (default: as many as cores and memory allow)")
+    add("--timeout", type=_positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
+    add("--isolate", action="store_true", help="a fresh guest for every cell")
+    add("--quiet", action="store_true", help="no progress, only the report")
+
+
+def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
+    """Plan, run, report. Returns the exit status."""
+    job = _plan(options)
+    directory = RunDirectory.create(options.output, job.started)
+    listener = progress_for(stderr, len(job.cells), quiet=options.quiet)
+    with Store.default() as store:
+        judging = Judging(
+            store=store, lock=job.matrix.lock, expectations=job.expectations, directory=directory,
+            today=job.started.date(), timeout=options.timeout, rerun=job.rerun,
+        )  # fmt: skip
+        plan = Plan(
+            cells=tuple(cell for cell in job.cells if not cell.not_applicable),
+            limits=host_limits(options.jobs),
+            isolate=options.isolate,
+        )
+        settled = [judging.not_applicable(cell) for cell in job.cells if cell.not_applicable]
+        done, stopped = _collect(settled, LocalExecutor(judging.services()).run(plan, listener), directory, listener)
+    missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
+    cells = _in_order(job.cells, [*done.values(), *missing])
+    result = _run_result(job, cells)
+    _store_and_show(result, directory, options, stdout)
+    return Interrupted.exit_status if stopped else exit_status(cells)
+
+
+def _collect(
+    settled: Iterable[CellResult],
+    coming: Generator[CellResult, None, None],
+    directory: RunDirectory,
+    listener: Progress,
+) -> tuple[dict[str, CellResult], bool]:
+    """Every result by identity, each written down as it comes, and whether we were told to stop meanwhile."""
+    done: dict[str, CellResult] = {}
+    try:
+        with closing(coming) as results:
+            for result in chain(settled, results):
+                done[result.id] = result
+                directory.keep_cell(result)
+    except (KeyboardInterrupt, Interrupted):
+        return done, True
+    finally:
+        listener.close()
+    return done, False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the command line came to."""
+
+    started: datetime
+    matrix: config.Matrix
+    expectations: Mapping[str, Expectations]
+    cells: tuple[Cell, ...]
+    rerun: Callable[[Cell], str]
+
+
+def _plan(options: argparse.Namespace) -> Job:
+    """Everything that can be wrong with the user's input is found here, before anything is fetched or booted."""
+    loaded = config.load_matrix(options.matrix)
+    everywhere = options.kernel or options.only or options.tag
+    selector = matrix.KernelSelector(
+        globs=tuple(options.kernel), tag=options.tag if everywhere else DEFAULT_TAG, arch=options.arch
+    )
+    kernels = matrix.select_kernels(loaded.kernels, selector)
+    found = objects.find_objects(options.objects)
+    matrix.group_by_name(found)
+    objects.check_objects(found, {kernel.arch.byteorder for kernel in kernels})
+    expectations = objects.find_expectations(found, config.load_yaml)
+    axes = _with_settings(found, expectations, _settings(options.set))
+    cells = matrix.expand(kernels, found, axes, loaders=LOADERS[options.loader], exclude=loaded.exclude)
+    return Job(
+        started=datetime.now(UTC).replace(microsecond=0),
+        matrix=loaded,
+        expectations=expectations,
+        cells=matrix.only(cells, options.only),
+        rerun=_rerun(options),
+    )
+
+
+def _settings(assignments: Sequence[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name or name in settings:
+            message = f"--set {assignment}: expected VAR=VALUE, each variable once"
+            raise UsageError(message)
+        settings[name] = value
+    return settings
+
+
+def _with_settings(
+    found: Sequence[ObjectFile], expectations: Mapping[str, Expectations], settings: Mapping[str, str]
+) -> dict[str, Expectations]:
+    """`--set` in place of the settings axis of every object that has such variables. UsageError for one nobody has."""
+    axes = dict(expectations)
+    unknown = set(settings)
+    for candidate in found if settings else ():
+        own = {name: value for name, value in settings.items() if name in objects.rodata_variables(candidate)}
+        unknown -= set(own)
+        if own:
+            axes[candidate.name] = replace(axes.get(candidate.name, NONE), settings=(tuple(sorted(own.items())),))
+    if unknown:
+        message = f"--set {min(unknown)}: no object here has a .rodata variable of that name"
+        raise UsageError(message, remedy="declare it `const volatile` in the source")
+    return axes
+
+
+def _rerun(options: argparse.Namespace) -> Callable[[Cell], str]:
+    """The command that runs one cell of this run again."""
+
+    def command(cell: Cell) -> str:
+        # An object found below a directory has its name from there, so the directory must be given again.
+        depth = cell.object.name.count("/")
+        path = cell.object.path.parents[depth] if depth else cell.object.path
+        words = ["corematrix", "run", str(path)]
+        words += ["--matrix", str(options.matrix)] if options.matrix else []
+        words += [word for assignment in options.set for word in ("--set", assignment)]
+        words += ["--loader", cell.loader] if cell.loader != "python" else []
+        return shlex.join([*words, "--only", str(cell.id)])
+
+    return command
+
+
+def _in_order(cells: Sequence[Cell], results: Iterable[CellResult]) -> tuple[CellResult, ...]:
+    by_id = {result.id: result for result in results}
+    return tuple(by_id[str(cell.id)] for cell in cells)
+
+
+def _run_result(job: Job, cells: tuple[CellResult, ...]) -> RunResult:
+    return RunResult(
+        tool={"name": "corematrix", "version": __version__, "python": platform.python_version()},
+        host={"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        started=job.started.isoformat(),
+        seconds=round((datetime.now(UTC) - job.started).total_seconds(), 1),
+        cells=cells,
+        notes=judge.review_rules(job.expectations, cells, job.started.date()),
+    )
+
+
+def _store_and_show(result: RunResult, directory: RunDirectory, options: argparse.Namespace, stdout: TextIO) -> None:
+    """The report on the screen comes first: a full disk must not cost the user what was found out."""
+    text = report.render("json", result)
+    if options.json == "-":
+        stdout.write(text)
+    else:
+        width, _ = shutil.get_terminal_size((100, 24))
+        colour = stdout.isatty() and "NO_COLOR" not in os.environ
+        stdout.write(report.render("terminal", result, width=width, colour=colour))
+    stdout.flush()
+    stored = directory.write("run.json", text)
+    readable = directory.write("report.txt", report.render("terminal", result, width=120))
+    if options.json and options.json != "-":
+        write_whole(Path(options.json), text)
+    if options.json != "-":
+        stdout.write(f"\nJSON: {stored}\ntext: {readable}\n")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def exit_status(cells: Sequence[CellResult]) -> int:
+    """The status of a finished run (contract.md): a failure outweighs trouble, trouble outweighs nothing judged."""
+    statuses = {cell.status for cell in cells}
+    if CellStatus.FAILED in statuses:
+        return 1
+    if CellStatus.ERROR in statuses:
+        return 4
+    if statuses & {CellStatus.CRASHED, CellStatus.TIMEOUT}:
+        return 7
+    return 0 if CellStatus.PASSED in statuses else 3
