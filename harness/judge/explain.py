@@ -55,10 +55,6 @@ class Case:
             features=(facts.get("guest") or {}).get("features") or {},
         )
 
-    def lacks(self, feature: str) -> bool:
-        """Did a probe in the guest find the feature absent? (Not probed is not absent.)"""
-        return self.features.get(feature) is False
-
     def has_jump(self, kind: int, operation: int, src: int) -> bool:
         """Is there an instruction of this class and operation?"""
         return any(code & 0xF7 == operation | kind and reg == src for code, reg, *_ in self.insns)
@@ -98,12 +94,6 @@ PRE_VERIFIER = (
     ),
     Row(
         stage="pre_verifier",
-        errno=_errnos("EINVAL"),
-        seen=lambda c: c.lacks(f"prog_type_{c.prog_type}"),
-        says="this kernel does not know programs of type {prog_type}",
-    ),
-    Row(
-        stage="pre_verifier",
         errno=_errnos("E2BIG"),
         says="a field of union bpf_attr that this kernel does not know is set (expected_attach_type, "
         "prog_name, ...): the program needs a newer bpf(2)",
@@ -127,12 +117,6 @@ PRE_VERIFIER = (
     Row(
         stage="pre_verifier",
         errno=_errnos("EINVAL"),
-        seen=lambda c: c.prog_type == "kprobe" and c.lacks("no_kern_version"),
-        says="kprobe programs must give the exact kernel version (kern_version) before 5.0",
-    ),
-    Row(
-        stage="pre_verifier",
-        errno=_errnos("EINVAL"),
         says="EINVAL and an empty log: refused before the verifier. Mostly a program or attach type this "
         "kernel does not know ({prog_type}, section {section})",
     ),
@@ -152,6 +136,7 @@ VERIFIER = (
     Row(
         stage="verifier",
         log=r"unrecognized bpf_ld_imm64 insn",
+        seen=lambda c: c.features.get("global_data") is not True,
         says="global data (.rodata, .data, .bss, kconfig externs, bpf_printk formats) needs 5.2",
     ),
     Row(
@@ -246,13 +231,14 @@ def _about_poison(case: Case, relo: Relocation) -> list[str]:
 
 # Kernels before about 4.16 prune a comparison of constants only when they are equal (is_branch_taken came later).
 _OWN_GUARD_FAILED = (
-    "{field} is guarded by an existence check that is 0 here, yet the access is reached: either the check does "
-    "not dominate it, or this verifier walks both sides of a comparison with a constant (kernels before about 4.16 do). "
+    "{field} is guarded by an existence check that is 0 here, yet the access is reached: either the check does not "
+    "dominate it, or this verifier walks both sides of a comparison with a constant (kernels before about 4.16 do). "
     "The portable form is one `if (bpf_core_field_exists(f))` for each access, `else if` instead of `else`"
 )
 _ELSE_BRANCH = (
     "{field} is in the other branch of a check on {other}, which is 1 here, yet it is reached. Kernels before about "
-    "4.16 walk both sides of `if (exists) ... else ...`: write `else if (bpf_core_field_exists({member}))` instead of `else`"
+    "4.16 walk both sides of `if (exists) ... else ...`: write `else if (bpf_core_field_exists({member}))` instead of "
+    "`else`"
 )
 _BY_VERSION = (
     "nothing asks whether {field} exists: the program looks at LINUX_KERNEL_VERSION, which here leads to the access "

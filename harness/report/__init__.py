@@ -1,0 +1,63 @@
+"""Reports: a run in, text out. `FORMATS` is the registry; a new report is a module here and one row below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+from harness.model.result import RunResult
+from harness.report import json_format, terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a report may be asked: the run, the columns and colour of its stream, an earlier run to compare with."""
+
+    run: RunResult
+    width: int = 100
+    colour: bool = False
+    baseline: RunResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One way to write a run: `purpose` for --help, `suffix` for a file that holds it."""
+
+    purpose: str
+    suffix: str
+    render: Callable[[Request], str]
+
+
+FORMATS: Mapping[str, Format] = {
+    "terminal": Format(
+        purpose="for people at a terminal: table, what is not clean and why, guards",
+        suffix="txt",
+        render=lambda request: terminal.render(request.run, columns=request.width, colour=request.colour),
+    ),
+    "text": Format(
+        purpose="the same without colour, for a file",
+        suffix="txt",
+        render=lambda request: terminal.render(request.run, columns=request.width),
+    ),
+    "json": Format(
+        purpose="everything, in the stable schema (schema.json)",
+        suffix="json",
+        render=lambda request: json_format.render(request.run),
+    ),
+}
+
+
+def render(
+    format: str,
+    run: RunResult,
+    *,
+    width: int = 100,
+    colour: bool = False,
+    baseline: RunResult | None = None,
+) -> str:
+    """The run in the named format. UsageError, naming those there are, for a name that is none of them."""
+    if format not in FORMATS:
+        message = f"no report format {format!r}"
+        raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
+    return FORMATS[format].render(Request(run=run, width=width, colour=colour, baseline=baseline))

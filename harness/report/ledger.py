@@ -1,0 +1,170 @@
+"""The ledger of one program over its kernels: what became of each relocation, equal findings put together.
+
+Data only; the terminal, Markdown and HTML reports put it into their own shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from harness.judge.explain import errno_text, why
+from harness.model.result import ProgResult, Relocation, RelocationRef, Source
+from harness.model.verdict import Liveness, Outcome, Verdict
+from harness.report.view import Program
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one relocation on `kernels`. `state` is a few words, `why` a line, `mood` good, bad, quiet or
+    plain.
+    """
+
+    state: str
+    mood: str
+    kernels: tuple[str, ...]
+    why: str | None = None
+    relation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One relocation of the program."""
+
+    field: str
+    kind: str
+    function: str
+    source: Source | None
+    findings: tuple[Finding, ...]
+    dull: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """One verdict of the program, and the kernels that gave it."""
+
+    text: str
+    mood: str
+    kernels: tuple[str, ...]
+    unmet: tuple[str, ...]
+    expected: str | None
+    words: tuple[str, ...]
+    excerpt: str | None
+
+
+def entries(program: Program) -> list[Entry]:
+    """The program's relocations in record order; `dull` ones need no line of their own."""
+    found = []
+    for key, by_kernel in program.relocations.items():
+        judged = {kernel: relo for kernel, relo in by_kernel.items() if kernel in program.judged}
+        if not judged:
+            continue
+        groups = _grouped((_finding(relo, program.results[kernel]), kernel) for kernel, relo in judged.items())
+        findings = tuple(Finding(state=g[0], mood=g[1], why=g[2], relation=g[3], kernels=tuple(ks)) for g, ks in groups)
+        source = next((relo.source for relo in judged.values() if relo.source), None)
+        dull = _is_dull(list(judged.values()), program)
+        found.append(
+            Entry(field=key.field, kind=key.kind, function=key.function, source=source, findings=findings, dull=dull)
+        )
+    return found
+
+
+def outcomes(program: Program) -> list[Outcomes]:
+    """The program's verdicts over its kernels, the bad ones first."""
+    groups = _grouped((_outcome(prog), kernel) for kernel, prog in program.judged.items())
+    found = [
+        Outcomes(text=g[0], mood=g[1], unmet=g[2], expected=g[3], words=g[4], excerpt=g[5], kernels=tuple(ks))
+        for g, ks in groups
+    ]
+    return sorted(found, key=lambda item: ("bad", "quiet", "good").index(item.mood))
+
+
+def _grouped(pairs: Iterable[tuple[_T, str]]) -> list[tuple[_T, list[str]]]:
+    groups: dict[_T, list[str]] = {}
+    for value, kernel in pairs:
+        groups.setdefault(value, []).append(kernel)
+    return list(groups.items())
+
+
+_Outcome = tuple[str, str, tuple[str, ...], str | None, tuple[str, ...], str | None]
+
+
+def _outcome(prog: ProgResult) -> _Outcome:
+    mood = "bad" if not prog.met else "good" if prog.verdict is Verdict.LOADED else "quiet"
+    text = str(prog.verdict)
+    if prog.verdict is Verdict.REJECTED:
+        text = f"rejected at {prog.stage}" + (f", {errno_text(prog.errno)}" if prog.errno else "")
+    if prog.alone is not None:
+        text += f"; by itself it is {prog.alone.verdict}" + (f" at {prog.alone.stage}" if prog.alone.stage else "")
+    expected = None
+    if prog.expected.rule:
+        expected = (
+            f"{prog.expected.verdict} is expected: {prog.expected.reason or 'no reason given'} ({prog.expected.rule})"
+        )
+    broken = any(relo.is_broken for relo in prog.core_relos)
+    excerpt = prog.verifier.log_excerpt if prog.verifier and prog.verdict is Verdict.REJECTED and not broken else None
+    said = prog.error if prog.verdict is Verdict.REJECTED and not excerpt and not broken else None
+    words = (*((said,) if said else ()), *prog.explanation)
+    return text, mood, _without_ids(prog.unmet), expected, _without_ids(words), excerpt
+
+
+def _without_ids(texts: Iterable[str]) -> tuple[str, ...]:
+    """BTF ids differ from kernel to kernel and would keep equal findings apart."""
+    return tuple(re.sub(r" ?\[\d+\]", "", text) for text in texts)
+
+
+def _finding(relo: Relocation, prog: ProgResult) -> tuple[str, str, str | None, str | None]:
+    state = f"{relo.outcome}, {relo.liveness}"
+    if relo.is_guard and relo.outcome is Outcome.RESOLVED:
+        state = f"= {relo.new_value}" + ("" if relo.liveness is Liveness.LIVE else f", {relo.liveness}")
+    reason = why(relo) if not relo.is_guard or relo.outcome is not Outcome.RESOLVED else None
+    return state, _mood(relo, prog), _without_ids((reason,))[0] if reason else None, _relation(relo)
+
+
+def _mood(relo: Relocation, prog: ProgResult) -> str:
+    if relo.is_broken:
+        return "bad" if not prog.met else "quiet"
+    if relo.liveness is Liveness.UNKNOWN:
+        return "trouble"
+    if relo.outcome is Outcome.POISONED:
+        return "good" if relo.liveness is Liveness.ELIMINATED else "trouble"
+    return "quiet" if relo.liveness in {Liveness.ELIMINATED, Liveness.UNREACHED} else "plain"
+
+
+def _relation(relo: Relocation) -> str | None:
+    parts = []
+    if relo.is_broken and relo.outcome is Outcome.POISONED:
+        parts.append("the verifier stops here")
+    if relo.behind is not None:
+        parts.append(f"behind {_place(relo)}")
+    elif relo.liveness_reason and relo.liveness is not Liveness.ELIMINATED:
+        parts.append(relo.liveness_reason)
+    if relo.protects:
+        parts.append(f"protects {_names(relo.protects)}")
+    if relo.guarded_by:
+        parts.append(f"guarded by the check on {_names(relo.guarded_by)}")
+    return "; ".join(parts) or None
+
+
+def _place(relo: Relocation) -> str:
+    behind = relo.behind
+    if behind is None:
+        return ""
+    line = f" (line {behind.source.line})" if behind.source else ""
+    return f"{behind.field}{line}" if behind.field else behind.message or f"instruction {behind.insn}"
+
+
+def _names(refs: tuple[RelocationRef, ...]) -> str:
+    return ", ".join(dict.fromkeys(ref.field for ref in refs))
+
+
+def _is_dull(relocations: list[Relocation], program: Program) -> bool:
+    """Resolved and live everywhere; or resolved and dead everywhere, in a program that has nothing to explain."""
+    if any(relo.outcome is not Outcome.RESOLVED or relo.is_guard or relo.guarded_by for relo in relocations):
+        return False
+    states = {relo.liveness for relo in relocations}
+    return states == {Liveness.LIVE} or (states == {Liveness.ELIMINATED} and not program.needs_words)

@@ -1,0 +1,76 @@
+"""Text that came out of a guest or an object file, made harmless for where it goes.
+
+Names, source lines, verifier logs and console tails are written by whoever wrote the object or runs in the guest: a
+terminal escape, a `</script>`, a Markdown table bar or a byte XML forbids must come out as text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+# Controls (C0 but newline and tab, DEL, C1), line separators, and what reorders or hides text on screen (bidi, zero
+# width, tags).
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e0fff]"
+)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>@&-])")
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def lines(text: str) -> str:
+    """Printable text of several lines: every control character but newline and tab spelled out as an escape."""
+    return _UNSAFE.sub(_visible, text)
+
+
+def line(text: str) -> str:
+    """Printable text of one line: newlines and tabs become spaces."""
+    return lines(text.replace("\r\n", " ").replace("\n", " ").replace("\t", " "))
+
+
+def xml(text: str) -> str:
+    """For XML 1.0 text and attributes: what XML cannot hold is spelled out, the rest escaped."""
+    return html.escape(lines(text), quote=True)
+
+
+def markup(text: str) -> str:
+    """For HTML text and attributes."""
+    return html.escape(lines(text), quote=True)
+
+
+def markdown(text: str) -> str:
+    """For GitHub Markdown outside of code: every character that could mean something is escaped; one line."""
+    return _MARKDOWN.sub(r"\\\1", line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+
+
+def code(text: str) -> str:
+    """For a Markdown code span in a table: a fence longer than any inside, bars escaped as GitHub wants."""
+    shown = line(text).strip().replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    pad = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{pad}{shown}{pad}{fence}" if shown else ""
+
+
+def width(text: str) -> int:
+    """Columns on a terminal: wide East Asian characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def fit(text: str, columns: int) -> str:
+    """`text` cut to at most `columns`, with an ellipsis where something was left out."""
+    if width(text) <= columns:
+        return text
+    kept = ""
+    for char in text:
+        if width(kept + char) > columns - 1:
+            break
+        kept += char
+    return f"{kept}…"
