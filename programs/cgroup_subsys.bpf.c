@@ -4,8 +4,8 @@
  * (include/linux/cgroup_subsys.h), so both presence and number differ from kernel to kernel.
  *
  * Each value is one 16-byte `ldimm64`; where the enumerator is missing BOTH its halves are poisoned, and the existence check
- * before it must make it dead code. misc_cgrp_id came with 5.13 (commit a72232eabdfc), dmem_cgrp_id with 6.14 (commit
- * b168ed458dde); debug_cgrp_id is not built by any distribution: here the fallback lives on every kernel.
+ * before it must make it dead code. misc_cgrp_id came with 5.13 (commit a72232eabdfc); dmem_cgrp_id with 6.14 (commit b168ed458dde), but
+ * Debian leaves CONFIG_CGROUP_DMEM off; debug_cgrp_id is a kernel developer's: for these two the fallback lives on every kernel here.
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>

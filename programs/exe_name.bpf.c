@@ -4,8 +4,8 @@
  * bpf_probe_read_kernel() of each `->`.
  *
  * `f_path` is the field's name; the reference guide writes `fpath`, which no kernel has (docs/seeds.md). What the chain meets:
- * file.f_path is a plain member up to 6.17 and a member of an anonymous union since 6.18, dentry.d_name likewise since 6.15: anonymous
- * members cost no accessor, so the same four relocations resolve on all of them.
+ * file.f_path and dentry.d_name are plain members in 6.12 and members of anonymous unions in 6.18: anonymous members cost no accessor,
+ * so the same four relocations resolve on all of them.
  *
  * The name is a pointer (`const unsigned char *`), not an array inside dentry: it is read as a pointer by the chain, and then
  * followed by a plain bpf_probe_read_kernel_str(). BPF_CORE_READ_STR_INTO(.., dentry, d_name.name) would copy the pointer's own bytes.

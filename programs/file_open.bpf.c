@@ -5,7 +5,7 @@
  * Compiled once for each architecture, since PT_REGS_PARM1() picks the register when compiling. The name hangs on a pointer inside dentry:
  * read the pointer (relocated), then the text it points to (not relocated). The CO-RE guide uses BPF_CORE_READ_STR_INTO(.., d_name.name),
  * which copies the bytes of the pointer itself (docs/seeds.md).
- * inode.i_ino is unsigned long up to 6.19 and u64 since 7.0: the same size on 64-bit kernels, so the read needs no care.
+ * inode.i_ino is unsigned long in 6.18 and u64 in 7.2: the same size on 64-bit kernels, so the read needs no care.
  */
 #include "types.h"
 #include "pt_regs.h"

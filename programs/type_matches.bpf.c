@@ -8,7 +8,10 @@
  *                        9c2136be0878). Its prototype is in BTF as typedef btf_trace_sched_switch. Where that matches, ctx[3] may be
  *                        read; elsewhere the verifier refuses that load ("func 'sched_switch' doesn't have 4-th argument"), so it
  *                        must be dead code.
- *   renamed_member       task_struct with `__state`, with `state`, and with a `pid` of the wrong type, which matches nowhere.
+ *   renamed_member       task_struct with `__state`, with `state`, and with a `pid` of the wrong sign. Only the first ever matches, and this
+ *                        is a trap: 5.10 has `volatile long state`, yet a match compares the NAMES of integers, and clang calls
+ *                        `long` "long" while gcc, which built the kernel, calls it "long int". With `unsigned int` both agree.
+ *                        So no declaration with a long (or long long) member matches any kernel built with gcc: ask field_exists.
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
@@ -25,8 +28,8 @@ struct task_struct___before_5_14 {
 } __core;
 
 /* No kernel declares its pid so. */
-struct task_struct___wide_pid {
-	unsigned long long pid;
+struct task_struct___unsigned_pid {
+	unsigned int pid;
 } __core;
 
 typedef void (*btf_trace_sched_switch)(void *, bool, struct task_struct *, struct task_struct *, unsigned int);
@@ -60,7 +63,7 @@ int renamed_member(void *ctx)
 		answer |= 1;
 	if (bpf_core_type_matches(struct task_struct___before_5_14))
 		answer |= 2;
-	if (bpf_core_type_matches(struct task_struct___wide_pid))
+	if (bpf_core_type_matches(struct task_struct___unsigned_pid))
 		answer |= 4;
 	bpf_map_update_elem(&answers, &key, &answer, 0);
 	return 0;
