@@ -35,6 +35,10 @@ class NotThereError(FetchError):
     """The server answered, and does not have it (404 and 410, or no such file)."""
 
 
+class UnreachableError(FetchError):
+    """No answer, or none to the end, after several tries: the network's or the server's trouble of today."""
+
+
 class _TransientError(Exception):
     """Worth another try: a dropped connection, a 5xx."""
 
@@ -78,6 +82,18 @@ def fetch(
     return Fetched(path=dest, size=result.size, sha256=result.sha256)
 
 
+def exists(url: str, *, stall_seconds: float = STALL_SECONDS) -> bool:
+    """Whether the server has it, without downloading it (HEAD). FetchError when it does not say."""
+    try:
+        with _open(url, stall_seconds, method="HEAD"):
+            return True
+    except NotThereError:
+        return False
+    except _TransientError as error:
+        message = f"{url}: {error}"
+        raise UnreachableError(message, remedy="check the network, or name another mirror in kernels.yaml") from error
+
+
 def _with_retries(url: str, partial: Path, limit: int, stall_seconds: float, on_progress: Progress | None) -> Fetched:
     for delay in (*_RETRY_DELAYS, None):
         try:
@@ -87,7 +103,8 @@ def _with_retries(url: str, partial: Path, limit: int, stall_seconds: float, on_
         except _TransientError as error:
             if delay is None:
                 message = f"{url}: {error}"
-                raise FetchError(message, remedy="check the network, or name another mirror in kernels.yaml") from error
+                remedy = "check the network, or name another mirror in kernels.yaml"
+                raise UnreachableError(message, remedy=remedy) from error
             time.sleep(delay)
     raise AssertionError  # the last delay is None: the loop above has returned or raised
 
@@ -138,19 +155,19 @@ def _chunks(url: str, response: Any, stall_seconds: float) -> Iterator[bytes]:
         yield chunk
 
 
-def _stalled(url: str, stall_seconds: float) -> FetchError:
+def _stalled(url: str, stall_seconds: float) -> UnreachableError:
     message = f"{url}: the server stalls: nothing to speak of for {stall_seconds:g} s"
-    return FetchError(message, remedy="try again, or name another mirror in kernels.yaml")
+    return UnreachableError(message, remedy="try again, or name another mirror in kernels.yaml")
 
 
 @contextlib.contextmanager
-def _open(url: str, stall_seconds: float) -> Iterator[tuple[Any, int | None]]:
+def _open(url: str, stall_seconds: float, method: str = "GET") -> Iterator[tuple[Any, int | None]]:
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in SCHEMES:
         message = f"{url}: scheme {scheme or '(none)'!r} is not one of {', '.join(sorted(SCHEMES))}"
         raise FetchError(message)
     # Accept-Encoding: what is hashed must be what is stored.
-    request = urllib.request.Request(url, headers={"User-Agent": "corematrix", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "corematrix", "Accept-Encoding": "identity"})
     try:
         response = _opener().open(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:

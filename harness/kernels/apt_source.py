@@ -1,0 +1,258 @@
+"""Kernels from an apt repository: select packages, fetch them verified, keep what a guest needs of them.
+
+Order: the locked kernel from the cache, the locked packages from the repository, the newest that matches and can be had (`substituted`, in
+words), else FetchError. An index can list what the pool no longer holds (seen on bullseye-security's mirror): the next newest is
+taken then, and that is said too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.apt import deb
+from harness.apt.lock import Lock, pin, unpin
+from harness.apt.packages import Package
+from harness.apt.repository import AptClient, AptOptions, OnEvent
+from harness.errors import FetchError
+from harness.fetch import NotThereError, exists
+from harness.kernels import modules, vmlinux
+from harness.model.kernel import Kernel, KernelSpec
+from harness.model.sources import AptSource
+from harness.store import Store
+
+# Bump when what is kept of a package changes: kernels in the cache are made anew.
+_LAYOUT = 1
+_PREFIX = re.compile(r"linux-(?:image|binary|modules|base)(?:-unsigned)?-")
+_CONTENT = deb.glob_filter((
+    "boot/vmlinuz-*", "boot/vmlinux-*", "boot/config-*", "*lib/modules/*/vmlinuz", "*lib/modules/*/config",
+    "*lib/modules/*/modules.builtin", "*/kernel/drivers/virtio/*", "*/virtio_console.ko*",
+))  # fmt: skip
+_MODULES_DIRECTORY = re.compile(r"(?:usr/)?lib/modules/([^/]+)/")
+_DEFAULT = AptOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What was found in a kernel's packages: kept files by name, and the path of every module."""
+
+    files: Mapping[str, deb.Member]
+    modules: Mapping[str, str]
+    release: str
+
+    def data(self, pattern: str) -> bytes | None:
+        for name, member in self.files.items():
+            if re.fullmatch(pattern, name) and member.data is not None:
+                return member.data
+        return None
+
+
+def provide(
+    spec: KernelSpec, source: AptSource, store: Store, lock: Lock | None, on_event: OnEvent, options: AptOptions = _DEFAULT
+) -> Kernel:
+    """The kernel of a row, in the cache when this returns. Raises FetchError, CacheError, ConfigError."""
+    client = AptClient(source.repositories, store, on_event=on_event, options=options)
+    pins = lock.kernels.get(spec.id) if lock else None
+    substituted = None
+    if pins:
+        try:
+            return _kernel(spec, client, store, pins, None)
+        except NotThereError as error:
+            substituted = f"locked {pins[0].name} {pins[0].version} is no longer in the repository"
+            on_event(f"{spec.id}: {substituted}: {error.message}")
+    return _newest(spec, source, client, store, options, substituted)
+
+
+def select(spec: KernelSpec, source: AptSource, client: AptClient) -> tuple[Package, ...]:
+    """The packages of the newest kernel that matches and is in the pool, without downloading them: what a lock pins."""
+    for packages in _candidates(spec, source, client):
+        if all(exists(client.url(package)) for package in packages):
+            return packages
+    raise _nothing(spec, source, "what the index lists is not in the pool")
+
+
+def _newest(
+    spec: KernelSpec, source: AptSource, client: AptClient, store: Store, options: AptOptions, substituted: str | None
+) -> Kernel:
+    key = _selection_key(spec, source)
+    chosen = _fresh_choice(store.entry("selection", key), options)
+    if chosen is not None and store.tree("kernel", _kernel_key(chosen)):
+        return _kernel(spec, client, store, chosen, _standing_in(substituted, chosen))
+    gone: list[str] = []
+    for packages in _candidates(spec, source, client):
+        try:
+            kernel = _kernel(spec, client, store, packages, None)
+        except NotThereError as error:
+            gone.append(f"{packages[0].name} {packages[0].version}")
+            client.say(f"{spec.id}: {gone[-1]} is listed and cannot be had: {error.message}")
+            continue
+        store.put_entry("selection", key, {"checked": time.time(), "packages": [pin(package) for package in packages]})
+        return _kernel(spec, client, store, packages, _standing_in(substituted, packages))
+    raise _nothing(spec, source, f"{len(gone)} are listed and none can be had" if gone else "the index lists none")
+
+
+def _standing_in(substituted: str | None, packages: Sequence[Package]) -> str | None:
+    return None if substituted is None else f"{substituted}; {packages[0].name} {packages[0].version} stands in"
+
+
+def _nothing(spec: KernelSpec, source: AptSource, why: str) -> FetchError:
+    message = f"{spec.id}: no package {source.package} ({spec.arch.debian}) in {', '.join(source.suites)}: {why}"
+    return FetchError(message, remedy="correct `package` and `suites` in kernels.yaml, or remove the row")
+
+
+def _fresh_choice(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, ...] | None:
+    """What was chosen last time, while that is not older than an index may be."""
+    try:
+        if entry is None or not (options.offline or 0 <= time.time() - entry["checked"] < options.max_age):
+            return None
+        return tuple(unpin(value) for value in entry["packages"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _candidates(spec: KernelSpec, source: AptSource, client: AptClient) -> Iterator[tuple[Package, ...]]:
+    """Kernels that match, newest first, each as all the packages it is split into."""
+    seen: set[tuple[str, str]] = set()
+    for package in client.matching(source.package, source.suites, spec.arch.debian):
+        if (package.name, package.version) not in seen:
+            seen.add((package.name, package.version))
+            yield _with_parts(package, source, client)
+
+
+def _with_parts(package: Package, source: AptSource, client: AptClient) -> tuple[Package, ...]:
+    """The package and those it is split into: dependencies that bear the same kernel release in their name.
+
+    Debian cut linux-image-V into -binary-V, -modules-V and -base-V with 6.19; Ubuntu has linux-modules-V.
+    """
+    parts = {package.name: package}
+    queue = [package]
+    while queue:
+        parent = queue.pop(0)
+        release = _PREFIX.sub("", parent.name, count=1)
+        for name, version in _dependencies(parent.depends):
+            if name not in parts and _PREFIX.match(name) and name.endswith(f"-{release}"):
+                found = [item for item in client.named(name, source.suites, package.arch) if version in (None, item.version)]
+                if found:
+                    parts[name] = found[0]
+                    queue.append(found[0])
+    return tuple(parts.values())
+
+
+def _dependencies(depends: str) -> Iterator[tuple[str, str | None]]:
+    """Package names in a Depends field, each with the exact version asked for, if one is."""
+    for clause in re.split(r"[,|]", depends):
+        match = re.match(r"\s*([a-z0-9][a-z0-9+.\-]*)(?::\w+)?\s*(?:\(=\s*([^)\s]+)\s*\))?", clause)
+        if match:
+            yield match[1], match[2]
+
+
+def _kernel(
+    spec: KernelSpec, client: AptClient, store: Store, packages: Sequence[Package], substituted: str | None
+) -> Kernel:
+    """The kernel made of these packages: from the cache, or fetched. NotThereError when the repository no longer has them."""
+    key = _kernel_key(packages)
+    facts, tree = store.entry("kernel", key), store.tree("kernel", key)
+    if facts is None or tree is None:
+        with store.lock(f"kernel {key}"):
+            facts, tree = store.entry("kernel", key), store.tree("kernel", key)
+            if facts is None or tree is None:
+                facts, tree = _make(spec, client, store, packages, key)
+    first, repository = packages[0], client.repository(packages[0].repository)
+    source = {
+        "kind": "apt", "repository": repository.uri, "suite": first.suite, "package": first.name, "version": first.version,
+        "sha256": first.sha256, "packages": [pin(package) for package in packages],
+        "modules_builtin": facts["builtin"], "modules_missing": facts["missing"],
+    }  # fmt: skip
+    return Kernel(
+        spec=spec, release=facts["release"], vmlinuz=tree / "vmlinuz", vmlinuz_sha256=facts["vmlinuz"],
+        config=tree / "config" if facts["config"] else None,
+        modules=tuple(tree / "modules" / f"{name}.ko" for name in facts["modules"]),
+        btf=tree / "vmlinux.btf" if facts["btf"] else None, btf_sha256=facts["btf"], source=source, substituted=substituted,
+    )  # fmt: skip
+
+
+def _make(
+    spec: KernelSpec, client: AptClient, store: Store, packages: Sequence[Package], key: str
+) -> tuple[dict[str, Any], Path]:
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(client.fetched(package)) for package in packages]
+        client.say(f"{spec.id}: unpacking {packages[0].name}")
+        content = _read(spec, paths)
+        elf_files, resolved = _boot_modules(content, paths)
+    raw = content.data(r"boot/vmlinu[xz]-.*|.*/vmlinuz")
+    if raw is None:
+        message = f"{spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
+        raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
+    unwrapped = vmlinux.unwrap(raw, packages[0].name)
+    btf = vmlinux.extract_btf(unwrapped)
+    parts = {"vmlinuz": vmlinux.bootable(raw), "config": content.data(r"boot/config-.*|.*/config"), "vmlinux.btf": btf}
+    parts.update({f"modules/{name}.ko": data for name, data in elf_files.items()})
+    hashes = {name: store.put_bytes(data) for name, data in parts.items() if data is not None}
+    facts = {
+        "release": content.release, "vmlinuz": hashes["vmlinuz"], "config": hashes.get("config"), "btf": hashes.get("vmlinux.btf"),
+        "modules": list(resolved.order), "builtin": list(resolved.builtin), "missing": list(resolved.missing),
+    }  # fmt: skip
+    tree = store.put_tree("kernel", key, hashes)
+    store.put_entry("kernel", key, facts)
+    return facts, tree
+
+
+def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
+    names: list[str] = []
+
+    def wanted(name: str) -> bool:
+        names.append(name)
+        return _CONTENT(name)
+
+    files: dict[str, deb.Member] = {}
+    for path in paths:
+        files.update(deb.scan(path, wanted))
+    releases = {match[1] for name in names if (match := _MODULES_DIRECTORY.match(name))}
+    if len(releases) != 1:
+        message = f"{spec.id}: expected one kernel in its packages, found {', '.join(sorted(releases)) or 'none'}"
+        raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
+    return _Content(files=files, modules=modules.index(names), release=releases.pop())
+
+
+def _boot_modules(content: _Content, paths: Sequence[Path]) -> tuple[dict[str, bytes], modules.Resolved]:
+    """The ELF files of the modules boot needs, and their order."""
+    builtin = modules.builtin_names(content.data(r".*/modules\.builtin") or b"")
+    found: dict[str, bytes] = {}
+
+    def load(name: str) -> bytes | None:
+        path = content.modules.get(name)
+        if path is None:
+            return None
+        member = content.files.get(path) or _member(paths, path)
+        found[name] = modules.unpack(member.data or b"", path)
+        return found[name]
+
+    return found, modules.resolve(modules.BOOT_MODULES, builtin, load)
+
+
+def _member(paths: Sequence[Path], name: str) -> deb.Member:
+    """A file that the first pass over the packages did not keep."""
+    for path in paths:
+        member = deb.scan(path, lambda other: other == name).get(name)
+        if member is not None:
+            return member
+    message = f"{name} has vanished from its package"
+    raise deb.DebError(message)
+
+
+def _kernel_key(packages: Sequence[Package]) -> str:
+    text = json.dumps([_LAYOUT, modules.BOOT_MODULES, [package.sha256 for package in packages]])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _selection_key(spec: KernelSpec, source: AptSource) -> str:
+    uris = [[repository.uri, repository.keyring, repository.components, repository.suites] for repository in source.repositories]
+    text = json.dumps([spec.arch.debian, uris, source.suites, source.package])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
