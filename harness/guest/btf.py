@@ -107,7 +107,7 @@ class Btf:
         self._pointer_size = pointer_size
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
-        self._ids: dict[bytes, list[int]] = {}
+        self._ids: dict[str, list[int]] = {}
         if len(data) < HEADER_LEN:
             raise self._bad(f"header not found in {len(data)} bytes")
         self.byteorder = "little" if int.from_bytes(data[:2], "little") == BTF_MAGIC else "big"
@@ -217,23 +217,24 @@ class Btf:
         self._names = names.tobytes()
         return self._names
 
-    def _string_offsets(self, essential: bytes, lead: bytes) -> set[int]:
+    def _string_offsets(self, essential: str, lead: bytes) -> set[int]:
         """Offsets of all strings whose essential name is `essential`, in the base's strings and the own ones.
 
         `lead` is what stands before a name: a NUL, or nothing when names may start inside of other strings.
         """
         found = self.base._string_offsets(essential, lead) if self.base else set()
         strings, start = self._strings, self._strings_start
-        for needle in (lead + essential + b"\0", lead + essential + b"___"):
+        name = lead + essential.encode("utf-8", "surrogateescape")
+        for needle in (name + b"\0", name + b"___"):
             at = strings.find(needle)
             while at >= 0:
                 here = start + at + len(lead)
-                if essential_name(self.string_bytes(here)) == essential:
+                if essential_name(self.string(here)) == essential:
                     found.add(here)
                 at = strings.find(needle, at + 1)
         return found
 
-    def ids_by_essential_name(self, essential: bytes) -> list[int]:
+    def ids_by_essential_name(self, essential: str) -> list[int]:
         """Own type ids whose name without flavor is `essential`, rising; a split BTF's base is not searched."""
         known = self._ids.get(essential)
         if known is not None:
@@ -257,8 +258,7 @@ class Btf:
             found = self.base.find(name, kind)
             if found is not None:
                 return found
-        raw = name.encode("utf-8", "surrogateescape")
-        for id_ in self.ids_by_essential_name(essential_name(raw)):
+        for id_ in self.ids_by_essential_name(essential_name(name)):
             if self.kind(id_) == kind and self.type(id_).name == name:
                 return id_
         return None
@@ -413,13 +413,13 @@ class Btf:
         raise CoreError(f"{self.name}: {self.type(start)!r} is larger than 4 GiB", E2BIG, "unresolvable_size")
 
 
-def essential_name(name: bytes) -> bytes:
+def essential_name(name: str) -> str:
     """A name without its flavor (bpf_core_essential_name_len): cut at the last `X___Y` with X and Y not underscores."""
-    at = name.rfind(b"___")
+    at = name.rfind("___")
     while at > 0:
-        if name[at - 1] != 0x5F and at + 3 < len(name) and name[at + 3] != 0x5F:
+        if name[at - 1] != "_" and name[at + 3 : at + 4] not in ("", "_"):
             return name[:at]
-        at = name.rfind(b"___", 0, at + 2)
+        at = name.rfind("___", 0, at + 2)
     return name
 
 
