@@ -1,0 +1,102 @@
+"""The packages of the guest's user space: chosen, locked and fetched like kernels are, kept whole in the store.
+
+Order: the locked packages (cache, then repository), else the newest of each name, all or nothing, so that a locked libc never
+meets an unlocked Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.apt.lock import Lock, pin, unpin
+from harness.apt.packages import Package
+from harness.apt.repository import AptClient, AptOptions, OnEvent
+from harness.errors import FetchError
+from harness.fetch import NotThereError
+from harness.model.arch import Architecture
+from harness.model.sources import GuestPackages
+from harness.store import Store
+
+_DEFAULT = AptOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestDebs:
+    """Packages with their verified .deb files, in the order asked for. `substituted`, in words, when a lock could not be met."""
+
+    packages: tuple[Package, ...]
+    paths: tuple[Path, ...]
+    substituted: str | None = None
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Name, version, hash and origin of each: the bill of materials of the guest."""
+        return [pin(package) for package in self.packages]
+
+
+def fetch_guest(
+    guest: GuestPackages, arch: Architecture, store: Store, lock: Lock | None, on_event: OnEvent, options: AptOptions = _DEFAULT
+) -> GuestDebs:
+    """The .deb files of the guest's packages for an architecture. FetchError, CacheError, ConfigError."""
+    client = AptClient(guest.repositories, store, on_event=on_event, options=options)
+    pins = lock.guest.get(arch.debian, ()) if lock else ()
+    substituted = None
+    # A lock made for another list of packages does not pin this one.
+    if pins and sorted(package.name for package in pins) == sorted(guest.packages):
+        try:
+            return _fetched(client, pins, None)
+        except NotThereError as error:
+            substituted = f"the locked guest packages are no longer all in the repository ({error.message}); the newest stand in"
+            on_event(substituted)
+    return _newest(guest, arch, client, store, options, substituted)
+
+
+def select_guest(guest: GuestPackages, arch: Architecture, client: AptClient) -> tuple[Package, ...]:
+    """The newest of each package, by the index."""
+    return tuple(_first(client, name, guest, arch) for name in guest.packages)
+
+
+def _newest(
+    guest: GuestPackages, arch: Architecture, client: AptClient, store: Store, options: AptOptions, substituted: str | None
+) -> GuestDebs:
+    key = _key(guest, arch)
+    known = _fresh(store.entry("guest", key), options)
+    if known is not None and all(store.blob(package.sha256) for package in known):
+        return _fetched(client, known, substituted)
+    chosen = select_guest(guest, arch, client)
+    result = _fetched(client, chosen, substituted)
+    store.put_entry("guest", key, {"checked": time.time(), "packages": [pin(package) for package in chosen]})
+    return result
+
+
+def _fetched(client: AptClient, packages: Sequence[Package], substituted: str | None) -> GuestDebs:
+    paths = tuple(client.fetch(package) for package in packages)
+    return GuestDebs(packages=tuple(packages), paths=paths, substituted=substituted)
+
+
+def _first(client: AptClient, name: str, guest: GuestPackages, arch: Architecture) -> Package:
+    found = client.named(name, guest.suites, arch.debian)
+    if not found:
+        message = f"the guest's package {name} ({arch.debian}) is not in {', '.join(guest.suites)}"
+        raise FetchError(message, remedy="correct `guest:` in kernels.yaml")
+    return found[0]
+
+
+def _fresh(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, ...] | None:
+    try:
+        if entry is None or not (options.offline or 0 <= time.time() - entry["checked"] < options.max_age):
+            return None
+        return tuple(unpin(value) for value in entry["packages"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _key(guest: GuestPackages, arch: Architecture) -> str:
+    uris = [[repository.uri, repository.keyring, repository.components, repository.suites] for repository in guest.repositories]
+    text = json.dumps([arch.debian, uris, guest.suites, guest.packages])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
