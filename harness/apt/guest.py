@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.apt.lock import Lock, pin, unpin
-from harness.apt.packages import Package
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
 from harness.fetch import NotThereError
 from harness.model.arch import Architecture
+from harness.model.lock import Lock, Package, pin, unpin
 from harness.model.sources import GuestPackages
 from harness.store import Store
 

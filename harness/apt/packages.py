@@ -10,11 +10,11 @@ import fnmatch
 import mmap
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness.apt.version import version_key
 from harness.errors import FetchError
+from harness.model.lock import Package
 
 # Bump when the table's layout changes: it is part of the cache's key.
 TABLE_VERSION = 1
@@ -23,27 +23,6 @@ _FIELDS = (b"Package", b"Version", b"Architecture", b"Filename", b"Size", b"SHA2
 _ROW = re.compile(
     rb"[a-z0-9][a-z0-9+.\-]*\t[^\s]+\t[a-z0-9\-]+\t(?:(?!\.\.?/)[^/\s:]+/)*[^/\s:]+\t\d{1,15}\t[0-9a-f]{64}\t[^\t\n]*\n"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Package:
-    """A binary package as an index describes it. `size` in bytes, `filename` below the repository's root.
-
-    `repository` (its name in kernels.yaml) and `suite` say where it was found; `depends` is the text of Pre-Depends and Depends.
-    """
-
-    name: str
-    version: str
-    arch: str
-    filename: str
-    size: int
-    sha256: str
-    depends: str = ""
-    repository: str = ""
-    suite: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version} ({self.arch})"
 
 
 def make_table(packages: bytes, source: str) -> bytes:

@@ -20,9 +20,10 @@ from typing import Any
 
 from harness import fetch
 from harness.apt import packages, release
-from harness.apt.packages import Package, PackageIndex
+from harness.apt.packages import PackageIndex
 from harness.apt.release import IndexFile, Release
 from harness.errors import ConfigError, FetchError
+from harness.model.lock import Package
 from harness.model.sources import AptRepository
 from harness.store import Store
 

@@ -19,7 +19,7 @@ def version_key(version: str) -> tuple[object, ...]:
 def compare(left: str, right: str) -> int:
     """-1, 0 or 1, as dpkg orders them."""
     a, b = version_key(left), version_key(right)
-    return (a > b) - (a < b)  # type: ignore[operator]
+    return (a > b) - (a < b)
 
 
 def _part_key(part: str) -> tuple[tuple[tuple[int, ...], int], ...]:

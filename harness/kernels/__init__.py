@@ -18,8 +18,8 @@ from harness.apt.repository import AptOptions
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.apt.lock import Lock
     from harness.model.kernel import Kernel, KernelSpec
+    from harness.model.lock import Lock
     from harness.store import Store
 
 _DEFAULT = AptOptions()

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.apt import deb
-from harness.apt.lock import Lock, pin, unpin
-from harness.apt.packages import Package
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
 from harness.fetch import NotThereError, exists
 from harness.kernels import modules, vmlinux
 from harness.model.kernel import Kernel, KernelSpec
+from harness.model.lock import Lock, Package, pin, unpin
 from harness.model.sources import AptSource
 from harness.store import Store
 
