@@ -275,10 +275,15 @@ def why(relo: Relocation) -> str | None:
     if relo.outcome is Outcome.RESOLVED and not (relo.is_guard and relo.new_value == 0):
         return None
     close = nearest(relo)
-    refusal = f"{close.name}: {close.why_not}" if close and close.why_not else None
+    refusal = _refusal(close) if close and close.why_not else None
     if relo.reason and refusal and (close is None or (close.why_not or "") not in relo.reason):
         return f"{relo.reason}; nearest candidate {refusal}"
     return relo.reason or refusal or ("no type of that name in this kernel's BTF" if not relo.candidates else None)
+
+
+def _refusal(candidate: Candidate) -> str:
+    said = candidate.why_not or ""
+    return said if said.startswith(candidate.name) else f"{candidate.name}: {said}"
 
 
 def errno_text(number: int | None) -> str:

@@ -269,13 +269,13 @@ class CellResult:
 class RunResult:
     """A whole run. `notes` are about the run: rules no longer needed, rules that expired."""
 
+    schema: int = SCHEMA
     tool: dict[str, Any]
     host: dict[str, Any]
     started: str
     seconds: float
-    cells: tuple[CellResult, ...]
-    schema: int = SCHEMA
     notes: tuple[str, ...] = ()
+    cells: tuple[CellResult, ...]
 
     def count(self) -> dict[CellStatus, int]:
         """How many cells have each status, every status named."""

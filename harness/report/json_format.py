@@ -10,7 +10,9 @@ from harness.model.result import RunResult, to_json
 
 
 def render(run: RunResult) -> str:
-    """The run as JSON text, one final newline. Lone surrogates and controls stay `\\u` escapes: the text is pure ASCII."""
+    """The run as JSON text, one final newline. Lone surrogates and controls stay `\\u` escapes: the text is pure
+    ASCII.
+    """
     return json.dumps(to_json(run), indent=1, allow_nan=False) + "\n"
 
 

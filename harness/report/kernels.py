@@ -32,7 +32,7 @@ def _globs(wanted: tuple[str, ...], others: tuple[str, ...]) -> str:
     patterns = [p for p in dict.fromkeys(_patterns(wanted)) if not any(matches((p,), other) for other in others)]
     while left:
         covers = {pattern: [kernel for kernel in left if matches((pattern,), kernel)] for pattern in patterns}
-        best = max(patterns, key=lambda pattern: (len(covers[pattern]), len(pattern)), default="")
+        best = max(patterns, key=lambda pattern: (len(covers[pattern]), -len(pattern)), default="")
         if len(covers.get(best, ())) < 2:
             found |= {kernel: kernel for kernel in left}
             break

@@ -63,8 +63,13 @@ def entries(program: Program) -> list[Entry]:
         judged = {kernel: relo for kernel, relo in by_kernel.items() if kernel in program.judged}
         if not judged:
             continue
-        groups = _grouped((_finding(relo, program.results[kernel]), kernel) for kernel, relo in judged.items())
-        findings = tuple(Finding(state=g[0], mood=g[1], why=g[2], relation=g[3], kernels=tuple(ks)) for g, ks in groups)
+        groups = _grouped((_finding(relo), kernel) for kernel, relo in judged.items())
+        findings = tuple(
+            Finding(
+                state=state, mood=_mood(judged[on[0]], program, on), why=because, relation=relation, kernels=tuple(on)
+            )
+            for (state, because, relation), on in groups
+        )
         source = next((relo.source for relo in judged.values() if relo.source), None)
         dull = _is_dull(list(judged.values()), program)
         found.append(
@@ -108,6 +113,7 @@ def _outcome(prog: ProgResult) -> _Outcome:
     broken = any(relo.is_broken for relo in prog.core_relos)
     excerpt = prog.verifier.log_excerpt if prog.verifier and prog.verdict is Verdict.REJECTED and not broken else None
     said = prog.error if prog.verdict is Verdict.REJECTED and not excerpt and not broken else None
+    said = None if said and said in text else said
     words = (*((said,) if said else ()), *prog.explanation)
     return text, mood, _without_ids(prog.unmet), expected, _without_ids(words), excerpt
 
@@ -117,17 +123,19 @@ def _without_ids(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(re.sub(r" ?\[\d+\]", "", text) for text in texts)
 
 
-def _finding(relo: Relocation, prog: ProgResult) -> tuple[str, str, str | None, str | None]:
+def _finding(relo: Relocation) -> tuple[str, str | None, str | None]:
+    """(state, why, relation): what must be equal on two kernels to be one finding."""
     state = f"{relo.outcome}, {relo.liveness}"
     if relo.is_guard and relo.outcome is Outcome.RESOLVED:
         state = f"= {relo.new_value}" + ("" if relo.liveness is Liveness.LIVE else f", {relo.liveness}")
-    reason = why(relo) if not relo.is_guard or relo.outcome is not Outcome.RESOLVED else None
-    return state, _mood(relo, prog), _without_ids((reason,))[0] if reason else None, _relation(relo)
+        return state, None, _relation(relo)
+    because = why(relo)
+    return state, _without_ids((because,))[0] if because else None, _relation(relo)
 
 
-def _mood(relo: Relocation, prog: ProgResult) -> str:
+def _mood(relo: Relocation, program: Program, kernels: list[str]) -> str:
     if relo.is_broken:
-        return "bad" if not prog.met else "quiet"
+        return "quiet" if all(program.results[kernel].met for kernel in kernels) else "bad"
     if relo.liveness is Liveness.UNKNOWN:
         return "trouble"
     if relo.outcome is Outcome.POISONED:

@@ -50,7 +50,8 @@ def _summary(run: RunResult, paint: Paint) -> list[str]:
         if count
     ]
     name = f"{run.tool.get('name', 'corematrix')} {run.tool.get('version', '')}".strip()
-    head = f"{_plural(kernels, 'kernel')} × {_plural(objects, 'object')}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s"
+    matrix = f"{_plural(kernels, 'kernel')} × {_plural(objects, 'object')}"
+    head = f"{matrix}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s"
     return [f"{paint(untrusted.line(name), 'strong')}  {head}: {', '.join(counts) or 'nothing was judged'}"]
 
 
@@ -67,20 +68,22 @@ def _program(view: View, program: Program, paint: Paint) -> list[str]:
     section = next((prog.section for prog in program.results.values()), "")
     name = untrusted.line(f"{view.label(program.subject)} / {program.name}")
     lines = [f"{paint(name, 'strong')}  {paint(untrusted.line(section), 'quiet')}".rstrip()]
-    if program.needs_words:
-        for outcome in ledger.outcomes(program):
-            lines += _outcome(outcome, kernels, paint)
+    told: set[str] = set()
+    for outcome in ledger.outcomes(program) if program.needs_words else ():
+        lines += _outcome(outcome, kernels, told, paint)
     return lines + list(_relocations(program, kernels, paint))
 
 
-def _outcome(outcome: ledger.Outcomes, kernels: Sequence[str], paint: Paint) -> list[str]:
+def _outcome(outcome: ledger.Outcomes, kernels: Sequence[str], told: set[str], paint: Paint) -> list[str]:
+    """One verdict and its kernels; what has been `told` of the program already is not said again."""
     where = untrusted.line(describe(outcome.kernels, kernels))
     lines = [f"  {paint(untrusted.line(outcome.text), outcome.mood)} on {where}"]
     for text in outcome.unmet:
         lines += paint.wrapped(untrusted.line(text), "      ", "bad", first="    ✗ ")
     if outcome.expected and not outcome.unmet:
         lines += paint.wrapped(untrusted.line(outcome.expected), "      ", "quiet", first="    ✓ ")
-    for text in outcome.words:
+    for text in (text for text in outcome.words if text not in told):
+        told.add(text)
         lines += paint.wrapped(untrusted.line(text), "      ", first="    → ")
     for text in (outcome.excerpt or "").splitlines():
         lines.append("    │ " + paint(untrusted.fit(untrusted.line(text), paint.columns - 6), "quiet"))
@@ -114,13 +117,17 @@ def _findings(entry: ledger.Entry, kernels: Sequence[str], column: int, paint: P
     what = f"{untrusted.line(entry.field)}  {untrusted.line(entry.kind)}"
     left = f"      {paint(what, 'name')}{' ' * (column - untrusted.width(what))}"
     states = max(len(finding.state) for finding in entry.findings)
+    relations = {finding.relation for finding in entry.findings}
     for finding in entry.findings:
         where = untrusted.line(describe(finding.kernels, kernels))
         yield f"{left}  {paint(pad(finding.state, states), finding.mood)}  {where}"
         left = " " * (6 + column)
-        for text in (finding.relation, finding.why):
+        for text in (finding.relation if len(relations) > 1 else None, finding.why):
             if text:
                 yield from paint.wrapped(untrusted.line(text), " " * 10, "quiet")
+    for text in relations if len(relations) == 1 else ():
+        if text:
+            yield from paint.wrapped(untrusted.line(text), " " * 10, "quiet")
 
 
 def _dull(entries: Sequence[ledger.Entry], after_others: bool, paint: Paint) -> Iterator[str]:
