@@ -1,4 +1,5 @@
-"""A BPF object as libbpf opens it: programs, sections, BTF (bpf_object__elf_init, _elf_collect, _add_programs, _init_btf).
+"""A BPF object as libbpf opens it: programs, sections, BTF (bpf_object__elf_init, _elf_collect, _add_programs,
+_init_btf).
 
 Opening reads the ELF once and changes nothing; relocation (core_relo.py) and the loader work on `Prog.insns` in place.
 """
@@ -34,15 +35,16 @@ class ElfReloc:
 class Prog:
     """One function symbol of an executable section: an entry program, or a subprogram when it lies in `.text`.
 
-    `name` is the symbol's, `section` the section's name without a leading `?`, `sec_idx` its ELF index, `sec_insn_off` and
-    `insn_count` its place there in instructions, `insns` its code (changed in place by relocation), `is_subprog` whether it
-    lies in `.text`, `autoload` False for `?` sections (libbpf relocates and loads only autoloaded programs; callers may change
-    it before), `is_global` False for static functions, `hidden` True when libbpf marks its BTF FUNC static, `elf_relocs` its
-    ELF relocations by rising instruction.
+    `name` is the symbol's, `section` the section's name without a leading `?`, `sec_idx` its ELF index, `sec_insn_off`
+    and `insn_count` its place there in instructions, `insns` its code (changed in place by relocation), `is_subprog`
+    whether it lies in `.text`, `autoload` False for `?` sections (libbpf relocates and loads only autoloaded programs;
+    callers may change it before), `is_global` False for static functions, `hidden` True when libbpf marks its BTF FUNC
+    static, `elf_relocs` its ELF relocations by rising instruction.
     """
 
     __slots__ = (
-        "autoload", "elf_relocs", "hidden", "insn_count", "insns", "is_global", "is_subprog", "name", "sec_idx", "sec_insn_off",
+        "autoload", "elf_relocs", "hidden", "insn_count", "insns", "is_global", "is_subprog",
+        "name", "sec_idx", "sec_insn_off",
         "section", "symbol",
     )  # fmt: skip
 
@@ -67,11 +69,11 @@ class Prog:
 class BpfObject:
     """An opened object.
 
-    `data` is the file's content, `path` serves messages, `byteorder` what the code must be ("little", "big", None: any).
-    Attributes: `elf`, `btf` (Btf with pointers of 8 bytes, or None), `btf_ext` (BtfExt or None), `btf_error` (why one of them
-    was ignored, as libbpf would, else None), `progs` (sorted by section and place, entry programs and subprograms),
-    `license`, `kern_version`, `sections` (ELF index -> what for, SEC_*), `text_idx` (of `.text`, None without code there),
-    `rel_sections` (target section index -> Section with its SHT_REL records).
+    `data` is the file's content, `path` serves messages, `byteorder` what the code must be ("little", "big", None:
+    any). Attributes: `elf`, `btf` (Btf with pointers of 8 bytes, or None), `btf_ext` (BtfExt or None), `btf_error`
+    (why one of them was ignored, as libbpf would, else None), `progs` (sorted by section and place, entry programs and
+    subprograms), `license`, `kern_version`, `sections` (ELF index -> what for, SEC_*), `text_idx` (of `.text`, None
+    without code there), `rel_sections` (target section index -> Section with its SHT_REL records).
     Raises NotElf, NotBpf, WrongEndian, MalformedElf, MalformedBtf, MalformedBtfExt, Unsupported.
     """
 
@@ -105,8 +107,8 @@ class BpfObject:
         elf = self.elf
         if not elf.is64 or elf.type != E.ET_REL or elf.machine not in (E.EM_NONE, E.EM_BPF):
             raise NotBpf(
-                f"{self.path}: not a BPF object (ELF class {64 if elf.is64 else 32}, type {elf.type}, machine {elf.machine};"
-                " 64, 1 (relocatable) and 247 (BPF) expected)"
+                f"{self.path}: not a BPF object (ELF class {64 if elf.is64 else 32}, type {elf.type},"
+                f" machine {elf.machine}; 64, 1 (relocatable) and 247 (BPF) expected)"
             )
         if byteorder is not None and elf.byteorder != byteorder:
             raise WrongEndian(f"{self.path}: BPF code is {elf.byteorder}-endian, {byteorder}-endian expected")
@@ -127,7 +129,9 @@ class BpfObject:
         if _ignored(section):
             return
         if name == "maps":
-            raise Unsupported(f"{self.path}: legacy map definitions in 'maps' section are not supported by libbpf v1.0+")
+            raise Unsupported(
+                f"{self.path}: legacy map definitions in 'maps' section are not supported by libbpf v1.0+"
+            )
         if name == "license":
             text = self.elf.content(section).split(b"\0", 1)[0]
             self.license = text[:LICENSE_MAX].decode("latin-1")
@@ -153,7 +157,9 @@ class BpfObject:
 
     def _collect_rel(self, section: E.Section) -> None:
         if section.entsize != 16 or section.info >= len(self.elf.sections):
-            raise MalformedElf(f"{self.path}: section {section.name} has a bad entry size or target section {section.info}")
+            raise MalformedElf(
+                f"{self.path}: section {section.name} has a bad entry size or target section {section.info}"
+            )
         self.rel_sections[section.info] = section
 
     def _collect_progbits(self, section: E.Section) -> None:
@@ -216,7 +222,9 @@ class BpfObject:
 
     @property
     def entry_progs(self) -> list[Prog]:
-        """Programs proper: all that do not lie in `.text` (prog_is_subprog; since libbpf 1.4 even when `.text` is all there is)."""
+        """Programs proper: all that do not lie in `.text` (prog_is_subprog; since libbpf 1.4 even when `.text` is all
+        there is).
+        """
         return [prog for prog in self.progs if not prog.is_subprog]
 
     # -- BTF (bpf_object__init_btf)
@@ -266,5 +274,6 @@ def _ignored(section: E.Section) -> bool:
         return True
     if name == ".text" and section.type == E.SHT_PROGBITS and section.size == 0:
         return True
-    stripped = name[4:] if name.startswith(".rel") else name
-    return stripped.startswith(".debug_") or (stripped is not name and stripped in (".BTF", ".BTF.ext"))
+    if name in (".rel.BTF", ".rel.BTF.ext"):
+        return True
+    return name.startswith((".debug_", ".rel.debug_"))

@@ -1,8 +1,9 @@
-"""BTF, the kernel's type format (Documentation/bpf/btf.rst; libbpf btf.c), indexed for looking up a few types among very many.
+"""BTF, the kernel's type format (Documentation/bpf/btf.rst; libbpf btf.c), indexed for looking up a few types among
+very many.
 
-A vmlinux holds about 100,000 types, a relocation looks at a dozen. So opening walks the type headers once, remembers where each
-type starts and its name's offset, and parses a type only when it is asked for. A name is looked up by searching the string
-section for its bytes and the array of name offsets for the place found: both searches run in C.
+A vmlinux holds about 100,000 types, a relocation looks at a dozen. So opening walks the type headers once, remembers
+where each type starts and its name's offset, and parses a type only when it is asked for. A name is looked up by
+searching the string section for its bytes and the array of name offsets for the place found: both searches run in C.
 
 Nothing is trusted: ids, offsets and lengths are checked when used and raise MalformedBtf; chains have a bounded length.
 """
@@ -17,14 +18,17 @@ from .elf import Elf, is_elf
 from .errors import E2BIG, EINVAL, CoreError, MalformedBtf
 
 (
-    BTF_KIND_UNKN, BTF_KIND_INT, BTF_KIND_PTR, BTF_KIND_ARRAY, BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_ENUM, BTF_KIND_FWD,
-    BTF_KIND_TYPEDEF, BTF_KIND_VOLATILE, BTF_KIND_CONST, BTF_KIND_RESTRICT, BTF_KIND_FUNC, BTF_KIND_FUNC_PROTO, BTF_KIND_VAR,
+    BTF_KIND_UNKN, BTF_KIND_INT, BTF_KIND_PTR, BTF_KIND_ARRAY, BTF_KIND_STRUCT, BTF_KIND_UNION,
+    BTF_KIND_ENUM, BTF_KIND_FWD,
+    BTF_KIND_TYPEDEF, BTF_KIND_VOLATILE, BTF_KIND_CONST, BTF_KIND_RESTRICT, BTF_KIND_FUNC,
+    BTF_KIND_FUNC_PROTO, BTF_KIND_VAR,
     BTF_KIND_DATASEC, BTF_KIND_FLOAT, BTF_KIND_DECL_TAG, BTF_KIND_TYPE_TAG, BTF_KIND_ENUM64,
 ) = range(20)  # fmt: skip
 
 # btf_kind_str() in libbpf
 KIND_NAMES = (
-    "unknown", "int", "ptr", "array", "struct", "union", "enum", "fwd", "typedef", "volatile", "const", "restrict", "func",
+    "unknown", "int", "ptr", "array", "struct", "union", "enum", "fwd", "typedef", "volatile",
+    "const", "restrict", "func",
     "func_proto", "var", "datasec", "float", "decl_tag", "type_tag", "enum64",
 )  # fmt: skip
 
@@ -44,7 +48,8 @@ _TRANSPARENT_FOR_SIZE = _MODS_AND_TYPEDEFS | {BTF_KIND_VAR, BTF_KIND_DECL_TAG}
 
 # Words (u32) behind the three of struct btf_type: (fixed, for each of vlen), by kind.
 _EXTRA_WORDS = (
-    (0, 0), (1, 0), (0, 0), (3, 0), (0, 3), (0, 3), (0, 2), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 2), (1, 0), (0, 3),
+    (0, 0), (1, 0), (0, 0), (3, 0), (0, 3), (0, 3), (0, 2), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0),
+    (0, 0), (0, 2), (1, 0), (0, 3),
     (0, 0), (1, 0), (0, 0), (0, 3),
 )  # fmt: skip
 
@@ -97,13 +102,16 @@ class Btf:
     """One BTF: raw bytes with the header first, either byte order; `base` makes it a split BTF (a module's).
 
     `pointer_size` forces the size of pointers (4 or 8), otherwise it is found as libbpf does. `name` serves messages.
-    Attributes: `count` (ids run from 1 to count-1; a split BTF's own ones from `start_id`), `byteorder`, `name`, `base`.
-    Raises MalformedBtf.
+    Attributes: `count` (ids run from 1 to count-1; a split BTF's own ones from `start_id`), `byteorder`, `name`,
+    `base`. Raises MalformedBtf.
     """
 
-    def __init__(self, data: bytes, name: str = "BTF", base: Btf | None = None, pointer_size: int | None = None) -> None:
+    def __init__(
+        self, data: bytes, name: str = "BTF", base: Btf | None = None, pointer_size: int | None = None
+    ) -> None:
         self.name = name
         self.base = base
+        self.count: int
         self._pointer_size = pointer_size
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
@@ -112,14 +120,17 @@ class Btf:
             raise self._bad(f"header not found in {len(data)} bytes")
         self.byteorder = "little" if int.from_bytes(data[:2], "little") == BTF_MAGIC else "big"
         prefix = "<" if self.byteorder == "little" else ">"
-        magic, _version, _flags, hdr_len, type_off, type_len, str_off, str_len = Struct(prefix + "HBBIIIII").unpack_from(data)
+        magic, _version, _flags, hdr_len, type_off, type_len, str_off, str_len = Struct(
+            prefix + "HBBIIIII"
+        ).unpack_from(data)
         if magic != BTF_MAGIC:
             raise self._bad(f"invalid magic {magic:#x}")
         if hdr_len < HEADER_LEN or hdr_len > len(data):
             raise self._bad(f"header of {hdr_len} bytes in {len(data)}")
         if hdr_len + str_off + str_len > len(data) or type_off + type_len > str_off or type_off % 4 or type_len % 4:
             raise self._bad(
-                f"sections outside the data (types {type_off}+{type_len}, strings {str_off}+{str_len}, {len(data)} bytes; truncated?)"
+                f"sections outside the data (types {type_off}+{type_len}, strings {str_off}+{str_len},"
+                f" {len(data)} bytes; truncated?)"
             )
         view = memoryview(data)
         self._strings = bytes(view[hdr_len + str_off : hdr_len + str_off + str_len])
@@ -150,7 +161,9 @@ class Btf:
             raise self._bad("string section does not start and end with NUL")
 
     def _layout(self, data: bytes, prefix: str, hdr_len: int) -> tuple[tuple[int, int], ...]:
-        """Sizes by kind: the known ones, and for unknown kinds what the 2026 layout section says (struct btf_layout)."""
+        """Sizes by kind: the known ones, and for unknown kinds what the 2026 layout section says (struct
+        btf_layout).
+        """
         if hdr_len < HEADER_LEN + 8:
             return _EXTRA_WORDS
         offset, length = Struct(prefix + "II").unpack_from(data, HEADER_LEN)
@@ -206,7 +219,9 @@ class Btf:
         return (self.base._all_strings() if self.base else b"") + self._strings
 
     def _index_names(self) -> bytes:
-        """Name offsets of the own types as an array's bytes; also notes whether one points into the middle of a string."""
+        """Name offsets of the own types as an array's bytes; also notes whether one points into the middle of a
+        string.
+        """
         words = self._words
         names = array("I", map(words.__getitem__, self._places))
         before = b"\0" + self._all_strings()
@@ -319,8 +334,12 @@ class Btf:
         btf = self._owner(t)
         words, string, first = btf._words, btf.string, t.place + 3
         if t.kind == BTF_KIND_ENUM64:
-            return [(string(words[at]), words[at + 1] | words[at + 2] << 32) for at in range(first, first + 3 * t.vlen, 3)]
-        return [(string(words[at]), (words[at + 1] ^ 0x80000000) - 0x80000000) for at in range(first, first + 2 * t.vlen, 2)]
+            return [
+                (string(words[at]), words[at + 1] | words[at + 2] << 32) for at in range(first, first + 3 * t.vlen, 3)
+            ]
+        return [
+            (string(words[at]), (words[at + 1] ^ 0x80000000) - 0x80000000) for at in range(first, first + 2 * t.vlen, 2)
+        ]
 
     def array(self, t: Type) -> tuple[int, int, int]:
         """An array: (element type id, index type id, number of elements)."""
@@ -384,7 +403,8 @@ class Btf:
         words = self._words
         for place in self._places:
             if words[place + 1] >> 24 & 0x7F == BTF_KIND_INT and words[place + 2] in (4, 8):
-                if self.string(words[place]) in _LONG_ALIASES:
+                name = self.string(words[place])
+                if name in _LONG_ALIASES:
                     return words[place + 2]
         return calcsize("P")
 
@@ -407,9 +427,13 @@ class Btf:
             elif kind in _TRANSPARENT_FOR_SIZE:
                 id_ = t.size
             else:
-                raise CoreError(f"{self.name}: {self.type(start)!r} has no size: it ends in {t!r}", EINVAL, "unresolvable_size")
+                raise CoreError(
+                    f"{self.name}: {self.type(start)!r} has no size: it ends in {t!r}", EINVAL, "unresolvable_size"
+                )
         else:
-            raise CoreError(f"{self.name}: {self.type(start)!r} has no size: nested too deep", EINVAL, "unresolvable_size")
+            raise CoreError(
+                f"{self.name}: {self.type(start)!r} has no size: nested too deep", EINVAL, "unresolvable_size"
+            )
         raise CoreError(f"{self.name}: {self.type(start)!r} is larger than 4 GiB", E2BIG, "unresolvable_size")
 
 
@@ -424,7 +448,9 @@ def essential_name(name: str) -> str:
 
 
 def load(path: str, base: Btf | None = None) -> Btf:
-    """The BTF in a file: raw, or an ELF's `.BTF` (btf__parse). OSError from reading; NotElf, MalformedElf, MalformedBtf."""
+    """The BTF in a file: raw, or an ELF's `.BTF` (btf__parse). OSError from reading; NotElf, MalformedElf,
+    MalformedBtf.
+    """
     with open(path, "rb") as file:
         if not is_elf(file.read(4)):
             file.seek(0)

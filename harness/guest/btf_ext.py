@@ -1,4 +1,6 @@
-"""The `.BTF.ext` section: func_info, line_info and core_relo records (Documentation/bpf/btf.rst; libbpf btf.c, btf_ext__new)."""
+"""The `.BTF.ext` section: func_info, line_info and core_relo records (Documentation/bpf/btf.rst; libbpf btf.c,
+btf_ext__new).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ _MINIMUM = {"func_info": 8, "line_info": 16, "core_relo": 16}
 
 
 class InfoSec:
-    """Records that belong to one ELF section: `sec_name_off` into the BTF's strings, `records` tuples of the known u32 fields.
+    """Records that belong to one ELF section: `sec_name_off` into the BTF's strings, `records` tuples of the known u32
+    fields.
 
-    func_info: (insn_off, type_id); line_info: (insn_off, file_name_off, line_off, line_col); core_relo: (insn_off, type_id,
-    access_str_off, kind). insn_off is in bytes from the section's start.
+    func_info: (insn_off, type_id); line_info: (insn_off, file_name_off, line_off, line_col); core_relo: (insn_off,
+    type_id, access_str_off, kind). insn_off is in bytes from the section's start.
     """
 
     __slots__ = ("records", "sec_name_off")
@@ -28,8 +31,8 @@ class InfoSec:
 class BtfExt:
     """A parsed `.BTF.ext`.
 
-    Attributes `func_info`, `line_info`, `core_relos`: lists of InfoSec in file order, empty when the subsection is absent.
-    Raises MalformedBtfExt wherever btf_ext__new() fails.
+    Attributes `func_info`, `line_info`, `core_relos`: lists of InfoSec in file order, empty when the subsection is
+    absent. Raises MalformedBtfExt wherever btf_ext__new() fails.
     """
 
     def __init__(self, data: bytes, name: str = ".BTF.ext") -> None:
@@ -63,7 +66,9 @@ class BtfExt:
             return []
         start = self._start + offset
         if offset % 4 or start + length > len(self._data) or length < 4:
-            raise self._bad(what, f"subsection at {offset}+{length} is unaligned or lies outside {len(self._data)} bytes")
+            raise self._bad(
+                what, f"subsection at {offset}+{length} is unaligned or lies outside {len(self._data)} bytes"
+            )
         u32 = Struct(self._prefix + "I")
         (size,) = u32.unpack_from(self._data, start)
         if size < _MINIMUM[what] or size % 4:

@@ -36,7 +36,9 @@ from .core_spec import (
 from .errors import E2BIG, EINVAL, CoreError
 
 MAX_DEPTH = 32
-_WORK_LIMIT = 20_000_000  # comparisons for one object, seconds; libbpf has no bound, and 2**32 of them fit into a small file
+_WORK_LIMIT = (
+    20_000_000  # comparisons for one object, seconds; libbpf has no bound, and 2**32 of them fit into a small file
+)
 
 _NAMED_ONLY = (BTF_KIND_UNKN, BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_ENUM, BTF_KIND_ENUM64, BTF_KIND_FWD)
 
@@ -53,7 +55,11 @@ def names_match(local: str, target: str) -> bool:
 
 def find_candidates(local: Type, btf: Btf) -> list[int]:
     """Ids in `btf` (its own ones, rising) that may be what `local` means (bpf_core_add_cands)."""
-    return [id_ for id_ in btf.ids_by_essential_name(essential_name(local.name)) if kinds_are_compat(local.kind, btf.kind(id_))]
+    return [
+        id_
+        for id_ in btf.ids_by_essential_name(essential_name(local.name))
+        if kinds_are_compat(local.kind, btf.kind(id_))
+    ]
 
 
 class Matcher:
@@ -83,7 +89,9 @@ class Matcher:
     # -- a spec against one candidate
 
     def match(self, local: Spec, target_id: int) -> Spec | None:
-        """The target spec in candidate `target_id`, None when it does not match (bpf_core_spec_match). CoreError is fatal."""
+        """The target spec in candidate `target_id`, None when it does not match (bpf_core_spec_match). CoreError is
+        fatal.
+        """
         spec = Spec(self.target, target_id, local.kind)
         if local.kind in TYPE_KINDS:
             compare = self.types_match if local.kind == BPF_CORE_TYPE_MATCHES else self.types_are_compat
@@ -134,7 +142,8 @@ class Matcher:
         spec.raw.append(index)
 
     def _match_member(self, local: tuple[int, int, str | None], t: Type, spec: Spec) -> int | None:
-        """Find the member in struct or union `t`, looking into anonymous ones; its type id, or None (bpf_core_match_member).
+        """Find the member in struct or union `t`, looking into anonymous ones; its type id, or None
+        (bpf_core_match_member).
 
         A member of that name and another type ends the search where it stands: there is no second chance further down.
         """
@@ -160,7 +169,9 @@ class Matcher:
             spec.raw.pop()
         return None
 
-    def _accept_member(self, local: tuple[int, int, str | None], t: Type, index: int, type_id: int, spec: Spec) -> int | None:
+    def _accept_member(
+        self, local: tuple[int, int, str | None], t: Type, index: int, type_id: int, spec: Spec
+    ) -> int | None:
         local_type = self.local.members(self.local.type(local[0]))[local[1]][1]
         if not self.fields_are_compat(local_type, type_id):
             return None
@@ -194,7 +205,9 @@ class Matcher:
         return self._no(f"its member is {_article(target)}")
 
     def _no_int_offset(self, local: Type, target: Type) -> bool:
-        """Integers with an offset inside are a form of bitfield from before 2019; nothing else about an int counts here."""
+        """Integers with an offset inside are a form of bitfield from before 2019; nothing else about an int counts
+        here.
+        """
         if self.local.int_data(local)[1] or self.target.int_data(target)[1]:
             return self._no("is an int with a bit offset")
         return True
@@ -234,15 +247,17 @@ class Matcher:
         for (_, local_id), (_, target_id) in zip(self.local.params(local), self.target.params(target)):
             if level <= 0:
                 raise self._too_deep()
-            local_id, target_id = self.local.skip_mods_and_typedefs(local_id).id, self.target.skip_mods_and_typedefs(target_id).id
-            if not self.types_are_compat(local_id, target_id, level - 1):
+            mine, other = self.local.skip_mods_and_typedefs(local_id), self.target.skip_mods_and_typedefs(target_id)
+            if not self.types_are_compat(mine.id, other.id, level - 1):
                 return False
         return True
 
     # -- types in full (__bpf_core_types_match)
 
     def types_match(self, local_id: int, target_id: int, behind_ptr: bool = False, level: int = MAX_DEPTH) -> bool:
-        """Whether a local type is a faithful part of a target type: names, members, sizes; behind a pointer only names and kind."""
+        """Whether a local type is a faithful part of a target type: names, members, sizes; behind a pointer only names
+        and kind.
+        """
         if level <= 0:
             raise self._too_deep()
         for _ in range(MAX_DEPTH):
@@ -306,11 +321,17 @@ class Matcher:
         target_sign = self.target.int_data(target)[0] & BTF_INT_SIGNED
         if local.size == target.size and local_sign == target_sign:
             return True
-        return self._no(f"{target!r} has {target.size} bytes, signed {target_sign}; the program expects {local.size}, signed {local_sign}")
+        return self._no(
+            f"{target!r} has {target.size} bytes, signed {target_sign};"
+            f" the program expects {local.size}, signed {local_sign}"
+        )
 
     def _enums_match(self, local: Type, target: Type) -> bool:
         if local.size != target.size or local.vlen > target.vlen:
-            return self._no(f"{target!r} has {target.size} bytes and {target.vlen} values, the local one {local.size} and {local.vlen}")
+            return self._no(
+                f"{target!r} has {target.size} bytes and {target.vlen} values,"
+                f" the local one {local.size} and {local.vlen}"
+            )
         self._count_work(local.vlen + target.vlen)
         names = {essential_name(name) for name, _ in self.target.enumerators(target)}
         for name, _ in self.local.enumerators(local):

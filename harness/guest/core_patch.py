@@ -11,7 +11,8 @@ _ALU = (I.BPF_ALU, I.BPF_ALU64)
 _MEMORY = (I.BPF_LDX, I.BPF_ST, I.BPF_STX)
 
 UNSAFE_RESIZE = (
-    "unsafe_resize: the load or store has another size than the target's field, and only pointers and unsigned integers can be resized"
+    "unsafe_resize: the load or store has another size than the target's field,"
+    " and only pointers and unsigned integers can be resized"
 )
 
 
@@ -39,8 +40,9 @@ def poison(code: bytearray, index: int, byteorder: str) -> None:
 def patch(code: bytearray, index: int, result: Result, byteorder: str) -> str | None:
     """Apply `result` to the instruction at `index`.
 
-    Returns None when it was patched, the reason when it was poisoned for an unsafe resize, "" when poison was asked for.
-    CoreError where libbpf gives up on the object: the instruction does not hold the value it should, or cannot take the new one.
+    Returns None when it was patched, the reason when it was poisoned for an unsafe resize, "" when poison was asked
+    for. CoreError where libbpf gives up on the object: the instruction does not hold the value it should, or cannot
+    take the new one.
     """
     if result.poison:
         poison(code, index, byteorder)
@@ -61,7 +63,9 @@ def patch(code: bytearray, index: int, result: Result, byteorder: str) -> str | 
 def _check(result: Result, held: int, index: int, what: str) -> None:
     if result.validate and held & U64 != result.orig:
         raise CoreError(
-            f"unexpected insn #{index} ({what}) value: got {held & U64}, exp {result.orig} -> {result.new}", EINVAL, "mismatch"
+            f"unexpected insn #{index} ({what}) value: got {held & U64}, exp {result.orig} -> {result.new}",
+            EINVAL,
+            "mismatch",
         )
 
 
@@ -85,10 +89,14 @@ def _patch_memory(code: bytearray, index: int, result: Result, byteorder: str) -
         size = I.SIZE_OF_WIDTH[op & 0x18]
         if size != result.orig_size:
             raise CoreError(
-                f"insn #{index} (LDX/ST/STX) unexpected mem size: got {size}, exp {result.orig_size}", EINVAL, "unexpected_insn"
+                f"insn #{index} (LDX/ST/STX) unexpected mem size: got {size}, exp {result.orig_size}",
+                EINVAL,
+                "unexpected_insn",
             )
         if result.new_size not in I.WIDTH_OF_SIZE:
-            raise CoreError(f"insn #{index} (LDX/ST/STX) invalid new mem size: {result.new_size}", EINVAL, "out_of_range")
+            raise CoreError(
+                f"insn #{index} (LDX/ST/STX) invalid new mem size: {result.new_size}", EINVAL, "out_of_range"
+            )
         op = op & ~0x18 | I.WIDTH_OF_SIZE[result.new_size]
     I.write(code, index, op, dst, src, result.new, imm, byteorder)
     return None

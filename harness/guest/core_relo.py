@@ -13,7 +13,16 @@ from __future__ import annotations
 from .btf import Btf
 from .core_match import Matcher, find_candidates
 from .core_patch import held_value, patch
-from .core_spec import BPF_CORE_TYPE_ID_LOCAL, FIELD_KINDS, Spec, format_spec, kind_word, parse_spec, path_text, type_text
+from .core_spec import (
+    BPF_CORE_TYPE_ID_LOCAL,
+    FIELD_KINDS,
+    Spec,
+    format_spec,
+    kind_word,
+    parse_spec,
+    path_text,
+    type_text,
+)
 from .core_value import Result, Value, calc, describe
 from .errors import EINVAL, ESRCH, CoreError, GuestError, MalformedBtf
 from .insn import INSN_SIZE, LDIMM64
@@ -32,7 +41,8 @@ NEWEST_RULES = "1.8.0"
 class Rules:
     """libbpf's rules at a version ("1.5.0"; None: the newest). ValueError for what is no version.
 
-    `array_element_size`: loads from an array member are sized by the element; `negative_index_refused`: in access strings.
+    `array_element_size`: loads from an array member are sized by the element; `negative_index_refused`: in access
+    strings.
     """
 
     __slots__ = ("array_element_size", "negative_index_refused", "version")
@@ -46,8 +56,8 @@ class Rules:
 
 class Targets:
     """Where target types come from: `main` (vmlinux, or the BTF given instead), and `modules`, a function that returns
-    (name, split Btf) pairs in BPF_BTF_GET_NEXT_ID order, called only when `main` has no candidate. None: a BTF was given
-    explicitly, libbpf then looks at no modules.
+    (name, split Btf) pairs in BPF_BTF_GET_NEXT_ID order, called only when `main` has no candidate. None: a BTF was
+    given explicitly, libbpf then looks at no modules.
     """
 
     def __init__(self, main: Btf | None, modules: Callable[[], list[tuple[str, Btf]]] | None = None) -> None:
@@ -75,7 +85,8 @@ class CoreRelo:
     """
 
     __slots__ = (
-        "after", "before", "candidates", "insn", "kind", "local", "local_spec", "new_value", "orig_value", "outcome", "prog", "reason",
+        "after", "before", "candidates", "insn", "kind", "local", "local_spec", "new_value",
+        "orig_value", "outcome", "prog", "reason",
         "source", "target", "target_spec",
     )  # fmt: skip
 
@@ -120,8 +131,8 @@ class CoreRelo:
 
 
 class CoreRun:
-    """All relocations of an object: `relos` (CoreRelo, in record order), `skipped` (records of programs that are not loaded or
-    do not exist), `error` (CoreError or None; it belongs to the last of `relos`, `error_index` in it).
+    """All relocations of an object: `relos` (CoreRelo, in record order), `skipped` (records of programs that are not
+    loaded or do not exist), `error` (CoreError or None; it belongs to the last of `relos`, `error_index` in it).
     """
 
     def __init__(self) -> None:
@@ -137,7 +148,8 @@ class CoreRun:
 def relocate(obj: BpfObject, targets: Targets, rules: Rules | None = None) -> CoreRun:
     """Relocate all autoloaded programs and all subprograms of `obj` in place; stops at the first fatal relocation.
 
-    Raises nothing for a bad relocation (see CoreRun.error); MalformedBtf when the target BTF is broken where it is needed.
+    Raises nothing for a bad relocation (see CoreRun.error); MalformedBtf when the target BTF is broken where it is
+    needed.
     """
     return _Relocator(obj, targets, rules or Rules()).run()
 
@@ -267,7 +279,9 @@ def _check_ambiguity(first: Result, first_spec: Spec, result: Result, spec: Spec
     """All candidates that match must lead to the same place and the same decision."""
     where = f"candidates [{first_spec.root_id}] and [{spec.root_id}]"
     if spec.bit_offset != first_spec.bit_offset:
-        raise CoreError(f"field offset ambiguity: {spec.bit_offset} != {first_spec.bit_offset} ({where})", EINVAL, "ambiguous")
+        raise CoreError(
+            f"field offset ambiguity: {spec.bit_offset} != {first_spec.bit_offset} ({where})", EINVAL, "ambiguous"
+        )
     if (result.poison, result.new) != (first.poison, first.new):
         words = [f"{'failure' if one.poison else 'success'} {one.new}" for one in (result, first)]
         raise CoreError(f"relocation decision ambiguity: {words[0]} != {words[1]} ({where})", EINVAL, "ambiguous")

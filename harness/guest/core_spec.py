@@ -1,4 +1,6 @@
-"""CO-RE relocation kinds and access specs: parsing and printing (relo_core.c: bpf_core_parse_spec, bpf_core_format_spec)."""
+"""CO-RE relocation kinds and access specs: parsing and printing (relo_core.c: bpf_core_parse_spec,
+bpf_core_format_spec).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,17 @@ from .errors import E2BIG, EINVAL, CoreError
 
 # enum bpf_core_relo_kind, include/uapi/linux/bpf.h
 (
-    BPF_CORE_FIELD_BYTE_OFFSET, BPF_CORE_FIELD_BYTE_SIZE, BPF_CORE_FIELD_EXISTS, BPF_CORE_FIELD_SIGNED, BPF_CORE_FIELD_LSHIFT_U64,
-    BPF_CORE_FIELD_RSHIFT_U64, BPF_CORE_TYPE_ID_LOCAL, BPF_CORE_TYPE_ID_TARGET, BPF_CORE_TYPE_EXISTS, BPF_CORE_TYPE_SIZE,
+    BPF_CORE_FIELD_BYTE_OFFSET, BPF_CORE_FIELD_BYTE_SIZE, BPF_CORE_FIELD_EXISTS,
+    BPF_CORE_FIELD_SIGNED, BPF_CORE_FIELD_LSHIFT_U64,
+    BPF_CORE_FIELD_RSHIFT_U64, BPF_CORE_TYPE_ID_LOCAL, BPF_CORE_TYPE_ID_TARGET,
+    BPF_CORE_TYPE_EXISTS, BPF_CORE_TYPE_SIZE,
     BPF_CORE_ENUMVAL_EXISTS, BPF_CORE_ENUMVAL_VALUE, BPF_CORE_TYPE_MATCHES,
 ) = range(13)  # fmt: skip
 
 # core_relo_kind_str(): the words of every report
 KIND_WORDS = (
-    "byte_off", "byte_sz", "field_exists", "signed", "lshift_u64", "rshift_u64", "local_type_id", "target_type_id", "type_exists",
+    "byte_off", "byte_sz", "field_exists", "signed", "lshift_u64", "rshift_u64", "local_type_id",
+    "target_type_id", "type_exists",
     "type_size", "enumval_exists", "enumval_value", "type_matches",
 )  # fmt: skip
 FIELD_KINDS = frozenset(range(BPF_CORE_FIELD_BYTE_OFFSET, BPF_CORE_FIELD_RSHIFT_U64 + 1))
@@ -22,7 +27,9 @@ TYPE_KINDS = frozenset(
     (BPF_CORE_TYPE_ID_LOCAL, BPF_CORE_TYPE_ID_TARGET, BPF_CORE_TYPE_EXISTS, BPF_CORE_TYPE_SIZE, BPF_CORE_TYPE_MATCHES)
 )
 ENUM_KINDS = frozenset((BPF_CORE_ENUMVAL_EXISTS, BPF_CORE_ENUMVAL_VALUE))
-EXISTENCE_KINDS = frozenset((BPF_CORE_FIELD_EXISTS, BPF_CORE_TYPE_EXISTS, BPF_CORE_TYPE_MATCHES, BPF_CORE_ENUMVAL_EXISTS))
+EXISTENCE_KINDS = frozenset(
+    (BPF_CORE_FIELD_EXISTS, BPF_CORE_TYPE_EXISTS, BPF_CORE_TYPE_MATCHES, BPF_CORE_ENUMVAL_EXISTS)
+)
 
 COMPOSITES = (BTF_KIND_STRUCT, BTF_KIND_UNION)
 ENUMS = (BTF_KIND_ENUM, BTF_KIND_ENUM64)
@@ -59,14 +66,16 @@ class Spec:
 
 
 def is_flexible(btf: Btf, accessor: tuple[int, int, str | None], elements: int) -> bool:
-    """Whether an array without elements, reached by `accessor`, may be indexed freely (is_flex_arr): the last named member."""
+    """Whether an array without elements, reached by `accessor`, may be indexed freely (is_flex_arr): the last named
+    member.
+    """
     type_id, index, name = accessor
     return not elements and bool(name) and index == btf.type(type_id).vlen - 1
 
 
 def parse_access(text: str, negative_allowed: bool) -> list[int]:
     """`0:1:2` as numbers. CoreError for anything else, and for more than 64 steps."""
-    steps = []
+    steps: list[int] = []
     for word in text.split(":"):
         digits = word[1:] if word[:1] in ("-", "+") else word
         if not (digits.isascii() and digits.isdigit()) or len(digits) > 10:

@@ -1,4 +1,6 @@
-"""What a relocation's instruction should hold: values of specs (relo_core.c: bpf_core_calc_relo and its three kinds). Pure."""
+"""What a relocation's instruction should hold: values of specs (relo_core.c: bpf_core_calc_relo and its three kinds).
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ U64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Value:
-    """One side of a relocation: `value` (unsigned 64 bits, None asks for poison), `size` in bytes of what a load would read and
-    `type_id` of its type (0: not known, as for bitfields), `validate`: must the instruction hold this value beforehand?
+    """One side of a relocation: `value` (unsigned 64 bits, None asks for poison), `size` in bytes of what a load would
+    read and `type_id` of its type (0: not known, as for bitfields), `validate`: must the instruction hold this value
+    beforehand?
     """
 
     __slots__ = ("size", "type_id", "validate", "value")
@@ -40,8 +43,8 @@ class Value:
 
 
 class Result:
-    """What to do to the instruction (struct bpf_core_relo_res): values old and new, sizes for resizing a load, and the two ways
-    to poison: `poison` always, `unsafe_resize` only a load or store.
+    """What to do to the instruction (struct bpf_core_relo_res): values old and new, sizes for resizing a load, and the
+    two ways to poison: `poison` always, `unsafe_resize` only a load or store.
     """
 
     __slots__ = ("new", "new_size", "orig", "orig_size", "poison", "unsafe_resize", "validate")
@@ -130,7 +133,9 @@ def _element_value(spec: Spec, kind: int) -> Value:
 
 
 class Field:
-    """Place and width of a spec's last member: `bit_off`, `bit_sz`, and `byte_off`, `byte_sz` of the load that holds it."""
+    """Place and width of a spec's last member: `bit_off`, `bit_sz`, and `byte_off`, `byte_sz` of the load that holds
+    it.
+    """
 
     __slots__ = ("bit_off", "bit_sz", "byte_off", "byte_sz", "is_bitfield", "type")
 
@@ -181,7 +186,9 @@ def is_signed(btf: Btf, t: Type) -> bool:
 
 
 def _may_resize(local: Btf, orig: Value, target: Btf, new: Value) -> bool:
-    """Whether a load may change its width: pointers, and ints that are not (exactly) signed; zero extension is right for both."""
+    """Whether a load may change its width: pointers, and ints that are not (exactly) signed; zero extension is right
+    for both.
+    """
     before, after = local.type(orig.type_id), target.type(new.type_id)
     if before.kind == BTF_KIND_PTR and after.kind == BTF_KIND_PTR:
         return True

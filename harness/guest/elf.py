@@ -1,7 +1,8 @@
 """A small ELF reader: sections, symbols and SHT_REL relocations of 32- and 64-bit files in either byte order.
 
-It reads BPF objects and the `.BTF` of a vmlinux or module. Every offset is checked before use: hostile bytes raise NotElf or
-MalformedElf and nothing else. Layouts are those of the System V gABI (elf.h); pyelftools is its second witness in the tests.
+It reads BPF objects and the `.BTF` of a vmlinux or module. Every offset is checked before use: hostile bytes raise
+NotElf or MalformedElf and nothing else. Layouts are those of the System V gABI (elf.h); pyelftools is its second
+witness in the tests.
 """
 
 from __future__ import annotations
@@ -29,14 +30,27 @@ _REL = {True: "QQ", False: "II"}
 
 
 class Section:
-    """One section header: `index`, `name`, `type` (SHT_*), `flags`, `addr`, `offset`, `size`, `link`, `info`, `entsize`."""
+    """One section header: `index`, `name`, `type` (SHT_*), `flags`, `addr`, `offset`, `size`, `link`, `info`,
+    `entsize`.
+    """
 
     __slots__ = ("addr", "addralign", "entsize", "flags", "index", "info", "link", "name", "offset", "size", "type")
 
     def __init__(self, index: int, name: str, header: tuple[int, ...]) -> None:
         self.index = index
         self.name = name
-        (_, self.type, self.flags, self.addr, self.offset, self.size, self.link, self.info, self.addralign, self.entsize) = header
+        (
+            _,
+            self.type,
+            self.flags,
+            self.addr,
+            self.offset,
+            self.size,
+            self.link,
+            self.info,
+            self.addralign,
+            self.entsize,
+        ) = header
 
     def __repr__(self) -> str:
         return f"<section [{self.index}] {self.name}>"
@@ -73,8 +87,8 @@ class Elf:
     """An ELF file in memory.
 
     `data` is the whole file, `path` only serves messages. Attributes: `is64`, `byteorder` ("little" or "big"), `type`
-    (ET_*), `machine` (EM_*), `sections` (index 0 included) and `symbols` (of the one SHT_SYMTAB, index 0 included; empty
-    without one; read on first use). Raises NotElf, MalformedElf.
+    (ET_*), `machine` (EM_*), `sections` (index 0 included) and `symbols` (of the one SHT_SYMTAB, index 0 included;
+    empty without one; read on first use). Raises NotElf, MalformedElf.
     """
 
     def __init__(self, data: bytes, path: str = "object") -> None:
@@ -105,7 +119,9 @@ class Elf:
         if entsize != shdr.size:
             raise self._bad(f"section headers of {entsize} bytes, {shdr.size} expected")
         if shoff + shdr.size > len(self.data):
-            raise self._bad(f"section header table at {shoff} lies outside the file of {len(self.data)} bytes (truncated?)")
+            raise self._bad(
+                f"section header table at {shoff} lies outside the file of {len(self.data)} bytes (truncated?)"
+            )
         first = shdr.unpack_from(self.data, shoff)
         count = count or first[5]  # gABI: more than 0xff00 sections put the count into section 0's sh_size
         strndx = first[6] if strndx == SHN_XINDEX else strndx
@@ -163,7 +179,9 @@ class Elf:
         layout = Struct(self._prefix + _SYM[self.is64])
         data = self.content(table)
         if table.entsize != layout.size or len(data) % layout.size:
-            raise self._bad(f"symbol table of {len(data)} bytes with entries of {table.entsize}, {layout.size} expected")
+            raise self._bad(
+                f"symbol table of {len(data)} bytes with entries of {table.entsize}, {layout.size} expected"
+            )
         if not 0 < table.link < len(self.sections) or self.sections[table.link].type != SHT_STRTAB:
             raise self._bad("symbol strings section missing or invalid")
         names = self.content(self.sections[table.link])
@@ -180,11 +198,16 @@ class Elf:
         return symbols
 
     def relocs(self, section: Section) -> list[tuple[int, int, int]]:
-        """Records of an SHT_REL section as (byte offset in the target section, relocation type, symbol index), unchecked."""
+        """Records of an SHT_REL section as (byte offset in the target section, relocation type, symbol index),
+        unchecked.
+        """
         layout = Struct(self._prefix + _REL[self.is64])
         data = self.content(section)
         if section.entsize != layout.size or len(data) % layout.size:
-            raise self._bad(f"section [{section.index}] {section.name}: relocations of {section.entsize} bytes, {layout.size} expected")
+            raise self._bad(
+                f"section [{section.index}] {section.name}: relocations of {section.entsize} bytes,"
+                f" {layout.size} expected"
+            )
         if self.is64:
             return [(offset, info & 0xFFFFFFFF, info >> 32) for offset, info in layout.iter_unpack(data)]
         return [(offset, info & 0xFF, info >> 8) for offset, info in layout.iter_unpack(data)]

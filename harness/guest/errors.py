@@ -13,7 +13,8 @@
     ├── CoreError              stage core: a CO-RE relocation for which libbpf gives up on the object
     └── MapError               stage maps: a map definition that libbpf would refuse, or that the kernel refused
 
-`errno` is the number libbpf returns in that case (its own LIBBPF_ERRNO__* from 4000 up), None where there is no such case.
+`errno` is the number libbpf returns in that case (its own LIBBPF_ERRNO__* from 4000 up), None where there is no such
+case.
 """
 
 from __future__ import annotations
