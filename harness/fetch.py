@@ -64,8 +64,8 @@ def fetch(
 ) -> Fetched:
     """Download `url` to `dest`, which appears complete and checked or not at all.
 
-    `sha256` (hex) and `size` (bytes) are what it must be. Raises NotThereError, FetchError, and CacheError when `dest` cannot
-    be written.
+    `sha256` (hex) and `size` (bytes) are what it must be. Raises NotThereError, FetchError, and CacheError when
+    `dest` cannot be written.
     """
     limit = max_bytes if size is None else min(size, max_bytes)
     partial = dest.with_name(f".{dest.name}.{os.getpid()}-{time.monotonic_ns()}.part")
@@ -75,7 +75,9 @@ def fetch(
         partial.replace(dest)
     except OSError as error:
         message = f"{dest}: cannot be written: {error.strerror}"
-        raise CacheError(message, remedy="free some space, or name another cache directory in COREMATRIX_CACHE") from error
+        raise CacheError(
+            message, remedy="free some space, or name another cache directory in COREMATRIX_CACHE"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -161,13 +163,15 @@ def _stalled(url: str, stall_seconds: float) -> UnreachableError:
 
 
 @contextlib.contextmanager
-def _open(url: str, stall_seconds: float, method: str = "GET") -> Iterator[tuple[Any, int | None]]:
+def _open(url: str, stall_seconds: float, *, method: str = "GET") -> Iterator[tuple[Any, int | None]]:
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in SCHEMES:
         message = f"{url}: scheme {scheme or '(none)'!r} is not one of {', '.join(sorted(SCHEMES))}"
         raise FetchError(message)
     # Accept-Encoding: what is hashed must be what is stored.
-    request = urllib.request.Request(url, method=method, headers={"User-Agent": "corematrix", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, method=method, headers={"User-Agent": "corematrix", "Accept-Encoding": "identity"}
+    )
     try:
         response = _opener().open(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
@@ -207,7 +211,9 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
 
     max_redirections = 5
 
-    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(  # noqa: PLR0917 - urllib's signature
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         old, new = (urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl))
         if old != new:
             message = f"{req.full_url}: redirects to another scheme: {newurl}"
@@ -218,9 +224,10 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
 def _opener() -> urllib.request.OpenerDirector:
     """Proxies and certificates come from the environment (http_proxy, no_proxy, SSL_CERT_FILE), as for any tool."""
     opener = urllib.request.OpenerDirector()
+    request = urllib.request
     for handler in (
-        urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), urllib.request.FileHandler(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), _SameScheme(),
+        request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.FileHandler(),
+        request.HTTPDefaultErrorHandler(), request.HTTPErrorProcessor(), _SameScheme(),
     ):  # fmt: skip
         opener.add_handler(handler)
     return opener
@@ -229,7 +236,9 @@ def _opener() -> urllib.request.OpenerDirector:
 def _check(url: str, result: Fetched, sha256: str | None, size: int | None) -> None:
     if size is not None and result.size != size:
         message = f"{url}: {result.size} bytes came, {size} were expected"
-        raise FetchError(message, remedy="the mirror may be in the middle of an update: try again later, or name another")
+        raise FetchError(
+            message, remedy="the mirror may be in the middle of an update: try again later, or name another"
+        )
     if sha256 is not None and result.sha256 != sha256.lower():
         message = f"{url}: SHA-256 is {result.sha256}, expected {sha256}"
         raise FetchError(message, remedy="the mirror is damaged or tampered with: name another in kernels.yaml")

@@ -24,7 +24,7 @@ _GRACE_SECONDS = 2.0
 
 
 class CommandError(InfrastructureError):
-    """A command could not be started, failed, or did not end in time; `result` is what it had said, if it ran to an end."""
+    """A command could not be started, failed, or was too slow; `result` is what it said, if it ran to an end."""
 
     def __init__(self, message: str, *, result: Completed | None = None, remedy: str | None = None) -> None:
         super().__init__(message, remedy=remedy)
@@ -124,7 +124,9 @@ def run(
     Raises ToolMissingError, or CommandError for a timeout and (with `check`) for a non-zero status.
     """
     words = [str(arg) for arg in args]
-    popen = _popen(words, cwd=cwd, env=env, remedy=remedy, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL)
+    popen = _popen(
+        words, cwd=cwd, env=env, remedy=remedy, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+    )
     with _group(popen):
         try:
             stdout, stderr = popen.communicate(stdin, timeout)
@@ -152,9 +154,10 @@ def spawn(
 ) -> Process:
     """Start a long-lived command and return it; use it as a context manager, or call `kill()`.
 
-    Streams left out go to /dev/null; `PIPE` of this module gives a pipe. With `die_with_parent` (where util-linux's setpriv
-    is installed) the kernel kills the child when the *thread* that started it ends, so that a SIGKILL of ours leaves
-    no guest behind (prctl(2), PR_SET_PDEATHSIG): start children from threads that outlive them. Raises ToolMissingError.
+    Streams left out go to /dev/null; `PIPE` of this module gives a pipe. With `die_with_parent` (where util-linux's
+    setpriv is installed) the kernel kills the child when the *thread* that started it ends, so that a SIGKILL of ours
+    leaves no guest behind (prctl(2), PR_SET_PDEATHSIG): start children from threads that outlive them. Raises
+    ToolMissingError.
     """
     words = [str(arg) for arg in args]
     if die_with_parent and which("setpriv") and which(words[0]):

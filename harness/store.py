@@ -7,9 +7,9 @@
     <root>/locks/                     flock(2) files: the kernel drops a lock with its holder, whatever killed it
     <root>/tmp/<random>/              each writer's own scratch, guarded by a lock, swept once its owner is dead
 
-Whatever appears under blobs, trees or entries got there by rename(2) or link(2): a reader sees all of it or nothing. Locks
-only save double work and hold `prune` off; on a file system without them (some NFS mounts) the store stays correct.
-A full or read-only disk is a CacheError that names the remedy; reading never needs to write.
+Whatever appears under blobs, trees or entries got there by rename(2) or link(2): a reader sees all of it or nothing.
+Locks only save double work and hold `prune` off; on a file system without them (some NFS mounts) the store stays
+correct. A full or read-only disk is a CacheError that names the remedy; reading never needs to write.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class Store:
         return digest
 
     def put_file(self, path: Path, *, sha256: str | None = None) -> str:
-        """Move a file of this store's scratch into the blobs; its SHA-256, computed unless the caller has just done so."""
+        """Move a file of this store's scratch into the blobs; its SHA-256, computed unless the caller has just done
+        so.
+        """
         digest = sha256 or _digest(path)
         self._adopt(path, digest)
         return digest
@@ -191,7 +193,7 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A new empty directory on the cache's file system, removed afterwards (after a SIGKILL: by the next writer)."""
+        """A new empty directory on the cache's disk, removed afterwards (after a SIGKILL: by the next writer)."""
         self._hold()
         if self._scratch is None:
             self._scratch = _Scratch(self.root / "tmp")
@@ -203,9 +205,11 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, timeout: float | None = None) -> Iterator[None]:
-        """Hold the lock `name` among all processes on this cache. It saves double work; it is not what correctness rests on.
+        """Hold the lock `name` among all processes on this cache. It saves double work; it is not what correctness
+        rests on.
 
-        `timeout` in seconds (None: as long as it takes), then CacheError. A read-only cache gives no lock and needs none.
+        `timeout` in seconds (None: as long as it takes), then CacheError. A read-only cache gives no lock and needs
+        none.
         """
         path = self.root / "locks" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"
         descriptor = _open_lock(path)
@@ -234,7 +238,8 @@ class Store:
         return sum(_sizes(self.root).values())
 
     def prune(self, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> Pruned:
-        """Remove what was used longest ago until at most `cap_bytes` are left. CacheError while another run uses the cache.
+        """Remove what was used longest ago until at most `cap_bytes` are left. CacheError while another run uses the
+        cache.
 
         A tree goes whole. Entries stay: they are small, and some must be remembered (the newest Release seen).
         """
@@ -261,7 +266,8 @@ class _Scratch:
             if not tag.exists():
                 tag.write_text(_TAG, encoding="utf-8")
             self._directory = tmp / secrets.token_hex(8)
-            self._descriptor = os.open(self._directory.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = self._directory.with_suffix(".lock")
+            self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with contextlib.suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._directory.mkdir()

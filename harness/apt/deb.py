@@ -1,7 +1,8 @@
-"""Reading .deb files (deb(5)): an ar archive with a compressed tar in it. Nothing is ever unpacked by name onto the disk.
+"""Reading .deb files (deb(5)): an ar archive with a compressed tar in it. Nothing is unpacked by name onto the disk.
 
-A package is verified by hash before it gets here, yet read as if it were hostile: names and links stay inside the package,
-device nodes are refused, and what is decompressed is counted while it comes (a bomb ends at the limit, not in memory).
+A package is verified by hash before it gets here, yet read as if it were hostile: names and links stay inside the
+package, device nodes are refused, and what is decompressed is counted while it comes (a bomb ends at the limit, not
+in memory).
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def _member(path: Path, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, 
     if info.islnk():
         target = found.get(_normal(info.linkname))
         if target is None:
-            raise _refused(path, f"{name} is a hard link to {info.linkname}, which was not asked for or does not come before it")
+            raise _refused(
+                path, f"{name} is a hard link to {info.linkname}, which was not asked for or does not come before it"
+            )
         return Member(name=name, mode=target.mode, data=target.data, link=target.link)
     file = tar.extractfile(info)
     if file is None:

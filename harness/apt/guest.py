@@ -1,7 +1,7 @@
 """The packages of the guest's user space: chosen, locked and fetched like kernels are, kept whole in the store.
 
-Order: the locked packages (cache, then repository), else the newest of each name, all or nothing, so that a locked libc never
-meets an unlocked Python.
+Order: the locked packages (cache, then repository), else the newest of each name, all or nothing, so that a locked
+libc never meets an unlocked Python.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _DEFAULT = AptOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class GuestDebs:
-    """Packages with their verified .deb files, in the order asked for. `substituted`, in words, when a lock could not be met."""
+    """Packages with their verified .deb files, in the order asked for. `substituted` says when a lock was not met."""
 
     packages: tuple[Package, ...]
     paths: tuple[Path, ...]
@@ -39,7 +39,13 @@ class GuestDebs:
 
 
 def fetch_guest(
-    guest: GuestPackages, arch: Architecture, store: Store, lock: Lock | None, on_event: OnEvent, options: AptOptions = _DEFAULT
+    guest: GuestPackages,
+    arch: Architecture,
+    store: Store,
+    lock: Lock | None,
+    on_event: OnEvent,
+    *,
+    options: AptOptions = _DEFAULT,
 ) -> GuestDebs:
     """The .deb files of the guest's packages for an architecture. FetchError, CacheError, ConfigError."""
     client = AptClient(guest.repositories, store, on_event=on_event, options=options)
@@ -48,11 +54,13 @@ def fetch_guest(
     # A lock made for another list of packages does not pin this one.
     if pins and sorted(package.name for package in pins) == sorted(guest.packages):
         try:
-            return _fetched(client, pins, None)
+            return _fetched(client, pins)
         except NotThereError as error:
-            substituted = f"the locked guest packages are no longer all in the repository ({error.message}); the newest stand in"
+            substituted = (
+                f"the locked guest packages are no longer all in the repository ({error.message}); the newest stand in"
+            )
             on_event(substituted)
-    return _newest(guest, arch, client, store, options, substituted)
+    return replace(_newest(guest, arch, client, store, options), substituted=substituted)
 
 
 def select_guest(guest: GuestPackages, arch: Architecture, client: AptClient) -> tuple[Package, ...]:
@@ -61,21 +69,20 @@ def select_guest(guest: GuestPackages, arch: Architecture, client: AptClient) ->
 
 
 def _newest(
-    guest: GuestPackages, arch: Architecture, client: AptClient, store: Store, options: AptOptions, substituted: str | None
+    guest: GuestPackages, arch: Architecture, client: AptClient, store: Store, options: AptOptions
 ) -> GuestDebs:
     key = _key(guest, arch)
     known = _fresh(store.entry("guest", key), options)
     if known is not None and all(store.blob(package.sha256) for package in known):
-        return _fetched(client, known, substituted)
+        return _fetched(client, known)
     chosen = select_guest(guest, arch, client)
-    result = _fetched(client, chosen, substituted)
+    result = _fetched(client, chosen)
     store.put_entry("guest", key, {"checked": time.time(), "packages": [pin(package) for package in chosen]})
     return result
 
 
-def _fetched(client: AptClient, packages: Sequence[Package], substituted: str | None) -> GuestDebs:
-    paths = tuple(client.fetch(package) for package in packages)
-    return GuestDebs(packages=tuple(packages), paths=paths, substituted=substituted)
+def _fetched(client: AptClient, packages: Sequence[Package]) -> GuestDebs:
+    return GuestDebs(packages=tuple(packages), paths=tuple(client.fetch(package) for package in packages))
 
 
 def _first(client: AptClient, name: str, guest: GuestPackages, arch: Architecture) -> Package:
@@ -96,6 +103,9 @@ def _fresh(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, 
 
 
 def _key(guest: GuestPackages, arch: Architecture) -> str:
-    uris = [[repository.uri, repository.keyring, repository.components, repository.suites] for repository in guest.repositories]
+    uris = [
+        [repository.uri, repository.keyring, repository.components, repository.suites]
+        for repository in guest.repositories
+    ]
     text = json.dumps([arch.debian, uris, guest.suites, guest.packages])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

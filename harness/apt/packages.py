@@ -1,7 +1,8 @@
 """Packages indexes, parsed once per hash into a table that is searched without being parsed again.
 
-A Packages file of a whole distribution is 50 MB of stanzas; of each we need seven fields. They are kept as one line per package,
-tab-separated, sorted by name: looking up a name is a search for newline, name, tab in a memory map (milliseconds).
+A Packages file of a whole distribution is 50 MB of stanzas; of each we need seven fields. They are kept as one line
+per package, tab-separated, sorted by name: looking up a name is a search for newline, name, tab in a memory map
+(milliseconds).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _ROW = re.compile(
 
 
 def make_table(packages: bytes, source: str) -> bytes:
-    """The text of a Packages file -> the table. `source` is for messages. FetchError for a field that cannot be meant well."""
+    """The text of a Packages file -> the table. `source` is for messages. FetchError when it makes no sense."""
     rows = sorted(_row(b"\n" + stanza, source) for stanza in packages.split(b"\n\n") if stanza.strip())
     return b"\n" + b"".join(rows)
 
@@ -42,7 +43,7 @@ def _row(stanza: bytes, source: str) -> bytes:
 
 
 def _value(stanza: bytes, key: bytes) -> bytes:
-    """A field's value with its continuation lines. Finding is several times faster than any expression over the whole stanza."""
+    """A field's value with its continuation lines. `find` is several times faster here than any expression."""
     start = stanza.find(key)
     if start < 0:
         return b""
@@ -68,7 +69,11 @@ class PackageIndex:
         """All packages whose name matches a shell glob (`fnmatch`)."""
         # The translation is anchored to a whole string; here the tab after the name is the anchor.
         pattern = fnmatch.translate(glob).removeprefix("(?s:").removesuffix(")\\Z")
-        return [package for package in self._matching(pattern.replace(".*", "[^\t\n]*")) if fnmatch.fnmatchcase(package.name, glob)]
+        return [
+            package
+            for package in self._matching(pattern.replace(".*", "[^\t\n]*"))
+            if fnmatch.fnmatchcase(package.name, glob)
+        ]
 
     def _matching(self, pattern: str) -> list[Package]:
         with self._table.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as table:

@@ -1,8 +1,9 @@
 """InRelease files: the signed root of a suite. Everything else is believed for a hash that this file vouches for.
 
-Rules, as apt-secure(8) has them: at least one good signature of a key in the keyring and none that is bad; no signature over MD5, SHA-1 or
-RIPEMD-160; what is read is the text gpgv gives back, never the file itself (which may hold more than was signed); the suite is the
-one asked for; the date never goes back (replay); Valid-Until in the past is said or refused, as the caller likes.
+Rules, as apt-secure(8) has them: at least one good signature of a key in the keyring and none that is bad; no
+signature over MD5, SHA-1 or RIPEMD-160; what is read is the text gpgv gives back, never the file itself (which may
+hold more than was signed); the suite is the one asked for; the date never goes back (replay); Valid-Until in the past
+is said or refused, as the caller likes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class IndexFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A verified Release. `names` are what the suite calls itself (Suite and Codename); `signers` are key fingerprints."""
+    """A verified Release. `names`: what the suite calls itself (Suite, Codename); `signers`: key fingerprints."""
 
     names: tuple[str, ...]
     date: datetime
@@ -72,12 +73,14 @@ class Release:
 def verify(inrelease: Path, keyring: Path, *, source: str, scratch: Path) -> Release:
     """Check the signature of an InRelease file and read what was signed.
 
-    `source` names it in messages, `scratch` is a directory to write in. Raises FetchError when it is not to be trusted or makes
-    no sense, InfrastructureError when gpgv or the keyring is missing.
+    `source` names it in messages, `scratch` is a directory to write in. Raises FetchError when it is not to be
+    trusted or makes no sense, InfrastructureError when gpgv or the keyring is missing.
     """
     if not keyring.is_file():
         message = f"{source}: no keyring {keyring} to verify it with"
-        raise InfrastructureError(message, remedy="apt-get install debian-archive-keyring, or name the keyring in kernels.yaml")
+        raise InfrastructureError(
+            message, remedy="apt-get install debian-archive-keyring, or name the keyring in kernels.yaml"
+        )
     signed_text = scratch / "Release"
     result = proc.run(
         ["gpgv", "--keyring", keyring, "--status-fd", "1", "--output", signed_text, inrelease],
@@ -100,12 +103,18 @@ def _signers(status: str, source: str) -> tuple[str, ...]:
     if bad:
         message = f"{source}: bad signature: {' '.join(bad[0])}"
         raise FetchError(message, remedy=remedy)
-    # VALIDSIG: fingerprint, date, timestamp, expiry, version, reserved, key algorithm, hash algorithm, class, primary key
+    # VALIDSIG: fingerprint, date, timestamp, expiry, version, reserved, key and hash algorithm, class, primary key
     valid = [word for word in words if word and word[0] == "VALIDSIG" and len(word) > 8]
     strong = tuple(word[1] for word in valid if word[8] not in _WEAK_HASHES)
     if not strong or not any(word and word[0] == "GOODSIG" for word in words):
         missing = " ".join(word[1] for word in words if word and word[0] == "NO_PUBKEY")
-        reason = "its hash algorithm is too weak" if valid else f"keys not in the keyring: {missing}" if missing else "not signed"
+        reason = (
+            "its hash algorithm is too weak"
+            if valid
+            else f"keys not in the keyring: {missing}"
+            if missing
+            else "not signed"
+        )
         message = f"{source}: no valid signature ({reason})"
         raise FetchError(message, remedy=remedy)
     return strong
@@ -143,7 +152,7 @@ def _date(text: str, source: str) -> datetime:
 
 
 def check_suite(release: Release, suite: str, source: str) -> None:
-    """FetchError when the Release is of another suite (a mirror cannot pass off old stable as new, though both are signed)."""
+    """FetchError when the Release is of another suite: a mirror cannot pass off one signed suite as another."""
     if release.names and suite not in release.names:
         message = f"{source}: this is the Release of {' / '.join(release.names)}, not of {suite}"
         raise FetchError(message, remedy="name the suite as the repository does, or another mirror")
@@ -152,7 +161,8 @@ def check_suite(release: Release, suite: str, source: str) -> None:
 def check_replay(release: Release, newest_seen: datetime | None, source: str) -> None:
     """FetchError when the Release is older than one this source has already given."""
     if newest_seen is not None and release.date < newest_seen:
-        message = f"{source}: dated {release.date:%Y-%m-%d %H:%M}, older than the one of {newest_seen:%Y-%m-%d %H:%M} seen before (replay?)"
+        dates = f"dated {release.date:%Y-%m-%d %H:%M}, older than the one of {newest_seen:%Y-%m-%d %H:%M}"
+        message = f"{source}: {dates} seen before (replay?)"
         raise FetchError(message, remedy="the mirror lags behind or replays an old state: name another in kernels.yaml")
 
 
@@ -160,4 +170,5 @@ def expired(release: Release, now: datetime) -> str | None:
     """What to say when Valid-Until has passed, else None."""
     if release.valid_until is None or now <= release.valid_until:
         return None
-    return f"Valid-Until passed on {release.valid_until:%Y-%m-%d} ({(now - release.valid_until).days} days ago): the mirror may lag"
+    days = (now - release.valid_until).days
+    return f"Valid-Until passed on {release.valid_until:%Y-%m-%d} ({days} days ago): the mirror may lag"

@@ -1,7 +1,7 @@
 """An apt client: suites -> verified indexes -> verified packages. All that is learnt is kept in the store.
 
-How fresh an index is: one younger than `max_age` is used as it is; an older one is asked for again, and used after all when the repository
-cannot be reached (which is said). A lock file needs no index at all. `offline` never asks.
+How fresh an index is: one younger than `max_age` is used as it is; an older one is asked for again, and used after
+all when the repository cannot be reached (which is said). A lock file needs no index at all. `offline` never asks.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class AptClient:
 
     @contextlib.contextmanager
     def fetched(self, package: Package) -> Iterator[Path]:
-        """The verified .deb for as long as the context lasts: from the store if it is there, else downloaded and not kept."""
+        """The verified .deb while the context lasts: from the store if it is there, else downloaded and not kept."""
         stored = self._store.blob(package.sha256)
         if stored is not None:
             yield stored
@@ -229,7 +229,7 @@ def _stored_release(known: dict[str, Any] | None) -> Release | None:
 
 
 def _fetch_index(root: str, found: Release, file: IndexFile, dest: Path) -> Path:
-    """By hash where the repository offers it: a name may already hold the next index while a mirror is being updated."""
+    """By hash where that is offered: while a mirror is updated, the name may already hold the next index."""
     if found.by_hash:
         with contextlib.suppress(fetch.NotThereError):
             url = f"{root}/{Path(file.path).parent}/by-hash/SHA256/{file.sha256}"

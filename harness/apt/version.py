@@ -1,4 +1,4 @@
-"""Debian version numbers in order (Debian policy 5.6.12; `dpkg --compare-versions` agrees, the tests hold it to that)."""
+"""Debian version numbers in order (Debian policy 5.6.12), as `dpkg --compare-versions` has it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PARTS = re.compile(r"(\D*)(\d*)")
 
 
 def version_key(version: str) -> tuple[object, ...]:
-    """A key that sorts as dpkg does: [epoch:]upstream[-revision]. Any text is accepted; malformed ones sort somewhere."""
+    """A key that sorts as dpkg does: [epoch:]upstream[-revision]. Any text is accepted, and sorts somewhere."""
     epoch, colon, rest = version.partition(":")
     if not colon:
         epoch, rest = "0", version

@@ -1,4 +1,4 @@
-"""`python -m harness.kernels provide ID...`: one stage alone. Prints each kernel as JSON; what is going on goes to stderr."""
+"""`python -m harness.kernels provide ID...`: one stage alone. Kernels as JSON on stdout, what happens on stderr."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Kernels from an apt repository: select packages, fetch them verified, keep what a guest needs of them.
 
-Order: the locked kernel from the cache, the locked packages from the repository, the newest that matches and can be had (`substituted`, in
-words), else FetchError. An index can list what the pool no longer holds (seen on bullseye-security's mirror): the next newest is
-taken then, and that is said too.
+Order: the locked kernel from the cache, the locked packages from the repository, the newest that matches and can be
+had (`substituted`, in words), else FetchError. An index can list what the pool no longer holds (seen on
+bullseye-security's mirror): the next newest is taken then, and that is said too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,56 +54,183 @@ class _Content:
 
 
 def provide(
-    spec: KernelSpec, source: AptSource, store: Store, lock: Lock | None, on_event: OnEvent, options: AptOptions = _DEFAULT
+    spec: KernelSpec,
+    source: AptSource,
+    store: Store,
+    lock: Lock | None,
+    on_event: OnEvent,
+    *,
+    options: AptOptions = _DEFAULT,
 ) -> Kernel:
     """The kernel of a row, in the cache when this returns. Raises FetchError, CacheError, ConfigError."""
-    client = AptClient(source.repositories, store, on_event=on_event, options=options)
+    row = _row(spec, source, store, on_event, options)
     pins = lock.kernels.get(spec.id) if lock else None
-    substituted = None
-    if pins:
-        try:
-            return _kernel(spec, client, store, pins, None)
-        except NotThereError as error:
-            substituted = f"locked {pins[0].name} {pins[0].version} is no longer in the repository"
-            on_event(f"{spec.id}: {substituted}: {error.message}")
-    return _newest(spec, source, client, store, options, substituted)
+    if not pins:
+        return row.newest()
+    try:
+        return row.kernel(pins)
+    except NotThereError as error:
+        gone = f"locked {pins[0].name} {pins[0].version} is no longer in the repository"
+        on_event(f"{spec.id}: {gone} ({error.message})")
+    kernel = row.newest()
+    stand_in = f"{kernel.source['package']} {kernel.source['version']}"
+    return replace(kernel, substituted=f"{gone}; {stand_in} stands in")
 
 
-def select(spec: KernelSpec, source: AptSource, client: AptClient) -> tuple[Package, ...]:
+def select(
+    spec: KernelSpec, source: AptSource, store: Store, on_event: OnEvent, options: AptOptions
+) -> tuple[Package, ...]:
     """The packages of the newest kernel that matches and is in the pool, without downloading them: what a lock pins."""
-    for packages in _candidates(spec, source, client):
-        if all(exists(client.url(package)) for package in packages):
+    row = _row(spec, source, store, on_event, options)
+    for packages in row.candidates():
+        if all(exists(row.client.url(package)) for package in packages):
             return packages
-    raise _nothing(spec, source, "what the index lists is not in the pool")
+    why = "what the index lists is not in the pool"
+    raise row.nothing(why)
 
 
-def _newest(
-    spec: KernelSpec, source: AptSource, client: AptClient, store: Store, options: AptOptions, substituted: str | None
-) -> Kernel:
-    key = _selection_key(spec, source)
-    chosen = _fresh_choice(store.entry("selection", key), options)
-    if chosen is not None and store.tree("kernel", _kernel_key(chosen)):
-        return _kernel(spec, client, store, chosen, _standing_in(substituted, chosen))
-    gone: list[str] = []
-    for packages in _candidates(spec, source, client):
-        try:
-            kernel = _kernel(spec, client, store, packages, None)
-        except NotThereError as error:
-            gone.append(f"{packages[0].name} {packages[0].version}")
-            client.say(f"{spec.id}: {gone[-1]} is listed and cannot be had: {error.message}")
-            continue
-        store.put_entry("selection", key, {"checked": time.time(), "packages": [pin(package) for package in packages]})
-        return _kernel(spec, client, store, packages, _standing_in(substituted, packages))
-    raise _nothing(spec, source, f"{len(gone)} are listed and none can be had" if gone else "the index lists none")
+def _row(spec: KernelSpec, source: AptSource, store: Store, on_event: OnEvent, options: AptOptions) -> _Row:
+    client = AptClient(source.repositories, store, on_event=on_event, options=options)
+    return _Row(spec=spec, source=source, store=store, client=client, options=options)
 
 
-def _standing_in(substituted: str | None, packages: Sequence[Package]) -> str | None:
-    return None if substituted is None else f"{substituted}; {packages[0].name} {packages[0].version} stands in"
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row of the matrix with what it takes to provide it."""
 
+    spec: KernelSpec
+    source: AptSource
+    store: Store
+    client: AptClient
+    options: AptOptions
 
-def _nothing(spec: KernelSpec, source: AptSource, why: str) -> FetchError:
-    message = f"{spec.id}: no package {source.package} ({spec.arch.debian}) in {', '.join(source.suites)}: {why}"
-    return FetchError(message, remedy="correct `package` and `suites` in kernels.yaml, or remove the row")
+    def newest(self) -> Kernel:
+        """The newest kernel that matches and can be had; without asking the index when that was done a moment ago."""
+        key = self._selection_key()
+        chosen = _fresh_choice(self.store.entry("selection", key), self.options)
+        if chosen is not None and self.store.tree("kernel", _kernel_key(chosen)):
+            return self.kernel(chosen)
+        gone = 0
+        for packages in self.candidates():
+            try:
+                kernel = self.kernel(packages)
+            except NotThereError:
+                gone += 1
+                listed = f"{packages[0].name} {packages[0].version}"
+                self.client.say(
+                    f"{self.spec.id}: {listed} is listed in {packages[0].suite} but not there: trying the next"
+                )
+                continue
+            self.store.put_entry(
+                "selection", key, {"checked": time.time(), "packages": [pin(package) for package in packages]}
+            )
+            return kernel
+        raise self.nothing(f"{gone} are listed and none can be had" if gone else "the index lists none")
+
+    def nothing(self, why: str) -> FetchError:
+        """What to raise when no package will do."""
+        where = f"{self.source.package} ({self.spec.arch.debian}) in {', '.join(self.source.suites)}"
+        message = f"{self.spec.id}: no package {where}: {why}"
+        return FetchError(message, remedy="correct `package` and `suites` in kernels.yaml, or remove the row")
+
+    def candidates(self) -> Iterator[tuple[Package, ...]]:
+        """Kernels that match, newest first, each as all the packages it is split into."""
+        seen: set[tuple[str, str]] = set()
+        for package in self.client.matching(self.source.package, self.source.suites, self.spec.arch.debian):
+            if (package.name, package.version) not in seen:
+                seen.add((package.name, package.version))
+                yield self._with_parts(package)
+
+    def _with_parts(self, package: Package) -> tuple[Package, ...]:
+        """The package and those it is split into: dependencies that bear the same kernel release in their name.
+
+        Debian cut linux-image-V into -binary-V, -modules-V and -base-V with 6.19; Ubuntu has linux-modules-V.
+        """
+        parts = {package.name: package}
+        queue = [package]
+        while queue:
+            parent = queue.pop(0)
+            release = _PREFIX.sub("", parent.name, count=1)
+            for name, version in _dependencies(parent.depends):
+                if name not in parts and _PREFIX.match(name) and name.endswith(f"-{release}"):
+                    found = self.client.named(name, self.source.suites, package.arch)
+                    part = next((item for item in found if version in (None, item.version)), None)
+                    if part is not None:
+                        parts[name] = part
+                        queue.append(part)
+        return tuple(parts.values())
+
+    def kernel(self, packages: Sequence[Package]) -> Kernel:
+        """The kernel made of these packages, made now unless it is in the cache. NotThereError when they are gone."""
+        key = _kernel_key(packages)
+        facts, tree = self.store.entry("kernel", key), self.store.tree("kernel", key)
+        if facts is None or tree is None:
+            with self.store.lock(f"kernel {key}"):
+                facts, tree = self.store.entry("kernel", key), self.store.tree("kernel", key)
+                if facts is None or tree is None:
+                    facts, tree = self._make(packages, key)
+        return Kernel(
+            spec=self.spec,
+            release=facts["release"],
+            vmlinuz=tree / "vmlinuz",
+            vmlinuz_sha256=facts["vmlinuz"],
+            config=tree / "config" if facts["config"] else None,
+            modules=tuple(tree / "modules" / f"{name}.ko" for name in facts["modules"]),
+            btf=tree / "vmlinux.btf" if facts["btf"] else None,
+            btf_sha256=facts["btf"],
+            source=self._provenance(packages, facts),
+        )
+
+    def _provenance(self, packages: Sequence[Package], facts: Mapping[str, Any]) -> dict[str, Any]:
+        first = packages[0]
+        return {
+            "kind": "apt",
+            "repository": self.client.repository(first.repository).uri,
+            "suite": first.suite,
+            "package": first.name,
+            "version": first.version,
+            "sha256": first.sha256,
+            "packages": [pin(package) for package in packages],
+            "modules_builtin": facts["builtin"],
+            "modules_missing": facts["missing"],
+        }
+
+    def _make(self, packages: Sequence[Package], key: str) -> tuple[dict[str, Any], Path]:
+        with contextlib.ExitStack() as stack:
+            paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
+            self.client.say(f"{self.spec.id}: unpacking {packages[0].name}")
+            content = _read(self.spec, paths)
+            elf_files, resolved = _boot_modules(content, paths)
+        raw = content.data(r"boot/vmlinu[xz]-.*|.*/vmlinuz")
+        if raw is None:
+            message = f"{self.spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
+            raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
+        btf = vmlinux.extract_btf(vmlinux.unwrap(raw, packages[0].name))
+        parts = {
+            "vmlinuz": vmlinux.bootable(raw),
+            "config": content.data(r"boot/config-.*|.*/config"),
+            "vmlinux.btf": btf,
+        }
+        parts.update({f"modules/{name}.ko": data for name, data in elf_files.items()})
+        hashes = {name: self.store.put_bytes(data) for name, data in parts.items() if data is not None}
+        facts = {
+            "release": content.release,
+            "vmlinuz": hashes["vmlinuz"],
+            "config": hashes.get("config"),
+            "btf": hashes.get("vmlinux.btf"),
+            "modules": list(resolved.order),
+            "builtin": list(resolved.builtin),
+            "missing": list(resolved.missing),
+        }
+        tree = self.store.put_tree("kernel", key, hashes)
+        self.store.put_entry("kernel", key, facts)
+        return facts, tree
+
+    def _selection_key(self) -> str:
+        source = self.source
+        uris = [[item.uri, item.keyring, item.components, item.suites] for item in source.repositories]
+        text = json.dumps([self.spec.arch.debian, uris, source.suites, source.package])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _fresh_choice(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, ...] | None:
@@ -116,91 +243,12 @@ def _fresh_choice(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Pa
         return None
 
 
-def _candidates(spec: KernelSpec, source: AptSource, client: AptClient) -> Iterator[tuple[Package, ...]]:
-    """Kernels that match, newest first, each as all the packages it is split into."""
-    seen: set[tuple[str, str]] = set()
-    for package in client.matching(source.package, source.suites, spec.arch.debian):
-        if (package.name, package.version) not in seen:
-            seen.add((package.name, package.version))
-            yield _with_parts(package, source, client)
-
-
-def _with_parts(package: Package, source: AptSource, client: AptClient) -> tuple[Package, ...]:
-    """The package and those it is split into: dependencies that bear the same kernel release in their name.
-
-    Debian cut linux-image-V into -binary-V, -modules-V and -base-V with 6.19; Ubuntu has linux-modules-V.
-    """
-    parts = {package.name: package}
-    queue = [package]
-    while queue:
-        parent = queue.pop(0)
-        release = _PREFIX.sub("", parent.name, count=1)
-        for name, version in _dependencies(parent.depends):
-            if name not in parts and _PREFIX.match(name) and name.endswith(f"-{release}"):
-                found = [item for item in client.named(name, source.suites, package.arch) if version in (None, item.version)]
-                if found:
-                    parts[name] = found[0]
-                    queue.append(found[0])
-    return tuple(parts.values())
-
-
 def _dependencies(depends: str) -> Iterator[tuple[str, str | None]]:
     """Package names in a Depends field, each with the exact version asked for, if one is."""
     for clause in re.split(r"[,|]", depends):
         match = re.match(r"\s*([a-z0-9][a-z0-9+.\-]*)(?::\w+)?\s*(?:\(=\s*([^)\s]+)\s*\))?", clause)
         if match:
             yield match[1], match[2]
-
-
-def _kernel(
-    spec: KernelSpec, client: AptClient, store: Store, packages: Sequence[Package], substituted: str | None
-) -> Kernel:
-    """The kernel made of these packages: from the cache, or fetched. NotThereError when the repository no longer has them."""
-    key = _kernel_key(packages)
-    facts, tree = store.entry("kernel", key), store.tree("kernel", key)
-    if facts is None or tree is None:
-        with store.lock(f"kernel {key}"):
-            facts, tree = store.entry("kernel", key), store.tree("kernel", key)
-            if facts is None or tree is None:
-                facts, tree = _make(spec, client, store, packages, key)
-    first, repository = packages[0], client.repository(packages[0].repository)
-    source = {
-        "kind": "apt", "repository": repository.uri, "suite": first.suite, "package": first.name, "version": first.version,
-        "sha256": first.sha256, "packages": [pin(package) for package in packages],
-        "modules_builtin": facts["builtin"], "modules_missing": facts["missing"],
-    }  # fmt: skip
-    return Kernel(
-        spec=spec, release=facts["release"], vmlinuz=tree / "vmlinuz", vmlinuz_sha256=facts["vmlinuz"],
-        config=tree / "config" if facts["config"] else None,
-        modules=tuple(tree / "modules" / f"{name}.ko" for name in facts["modules"]),
-        btf=tree / "vmlinux.btf" if facts["btf"] else None, btf_sha256=facts["btf"], source=source, substituted=substituted,
-    )  # fmt: skip
-
-
-def _make(
-    spec: KernelSpec, client: AptClient, store: Store, packages: Sequence[Package], key: str
-) -> tuple[dict[str, Any], Path]:
-    with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(client.fetched(package)) for package in packages]
-        client.say(f"{spec.id}: unpacking {packages[0].name}")
-        content = _read(spec, paths)
-        elf_files, resolved = _boot_modules(content, paths)
-    raw = content.data(r"boot/vmlinu[xz]-.*|.*/vmlinuz")
-    if raw is None:
-        message = f"{spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
-        raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
-    unwrapped = vmlinux.unwrap(raw, packages[0].name)
-    btf = vmlinux.extract_btf(unwrapped)
-    parts = {"vmlinuz": vmlinux.bootable(raw), "config": content.data(r"boot/config-.*|.*/config"), "vmlinux.btf": btf}
-    parts.update({f"modules/{name}.ko": data for name, data in elf_files.items()})
-    hashes = {name: store.put_bytes(data) for name, data in parts.items() if data is not None}
-    facts = {
-        "release": content.release, "vmlinuz": hashes["vmlinuz"], "config": hashes.get("config"), "btf": hashes.get("vmlinux.btf"),
-        "modules": list(resolved.order), "builtin": list(resolved.builtin), "missing": list(resolved.missing),
-    }  # fmt: skip
-    tree = store.put_tree("kernel", key, hashes)
-    store.put_entry("kernel", key, facts)
-    return facts, tree
 
 
 def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
@@ -248,10 +296,4 @@ def _member(paths: Sequence[Path], name: str) -> deb.Member:
 
 def _kernel_key(packages: Sequence[Package]) -> str:
     text = json.dumps([_LAYOUT, modules.BOOT_MODULES, [package.sha256 for package in packages]])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _selection_key(spec: KernelSpec, source: AptSource) -> str:
-    uris = [[repository.uri, repository.keyring, repository.components, repository.suites] for repository in source.repositories]
-    text = json.dumps([spec.arch.debian, uris, source.suites, source.package])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

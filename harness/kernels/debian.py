@@ -25,7 +25,7 @@ _ID = re.compile(r"debian-(\d+\.\d+)-([a-z0-9]+)-([a-z0-9]+)")
 
 
 def debian_spec(identity: str, repositories: Sequence[AptRepository]) -> KernelSpec:
-    """The row for an identity such as `debian-6.16-rt-arm64`, of the suites that these repositories serve. UsageError."""
+    """The row for an identity such as `debian-6.16-rt-arm64`, in suites that these repositories serve. UsageError."""
     match = _ID.fullmatch(identity)
     try:
         version, variant, arch = match.groups() if match else ("", "", "")

@@ -1,7 +1,7 @@
 """Every compression a kernel may come in (lib/Kconfig: HAVE_KERNEL_*), recognised by its first bytes.
 
-gzip, bzip2, xz and lzma are the standard library's, zstd is a package of ours, lz4 and lzo are read here: the kernel uses their
-simplest framings and no Python library for them is on every machine.
+gzip, bzip2, xz and lzma are the standard library's, zstd is a package of ours, lz4 and lzo are read here: the kernel
+uses their simplest framings and no Python library for them is on every machine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ MAX_BYTES = 512 << 20
 _CHUNK = 1 << 20
 
 
+_ERRORS = (
+    zlib.error, lzma.LZMAError, zstandard.ZstdError, LzoError, OSError, EOFError, ValueError, struct.error, IndexError,
+)  # fmt: skip
+
+
 class DecompressError(Exception):
     """The data is not what its first bytes promise, or grows beyond MAX_BYTES."""
 
@@ -31,7 +36,7 @@ def decompress(data: bytes) -> bytes:
         if data.startswith(magic):
             try:
                 return decoder(data)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, LzoError, OSError, EOFError, ValueError, struct.error, IndexError) as error:
+            except _ERRORS as error:
                 raise DecompressError(str(error) or repr(error)) from error
     message = f"unknown compression (first bytes {data[:6].hex()})"
     raise DecompressError(message)
@@ -85,7 +90,7 @@ def _zstd(data: bytes) -> bytes:
 
 
 def _lz4_legacy(data: bytes) -> bytes:
-    """LZ4's legacy frame: after the magic, blocks of at most 8 MiB (uncompressed), each with its compressed size before it."""
+    """LZ4's legacy frame: after the magic, blocks of 8 MiB (uncompressed), each with its compressed size before it."""
     out = bytearray()
     offset = 4
     while offset + 4 <= len(data):

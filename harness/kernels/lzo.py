@@ -1,4 +1,4 @@
-"""LZO1X blocks (Documentation/staging/lzo.rst): the one codec of kernels that has no reader in the standard library or in a package of ours."""
+"""LZO1X blocks (Documentation/staging/lzo.rst)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lzo1x_decompress(block: bytes, size: int) -> bytes:
 
 
 def _decode(block: bytes, size: int) -> bytearray:
-    """`state` is the number of literals the last instruction copied (4: four or more), which changes what a low opcode means."""
+    # The number of literals the last instruction copied (4: four or more) changes what a low opcode means.
     out = bytearray()
     at, state = 0, 0
     if block[0] > 17:

@@ -1,7 +1,7 @@
 """Kernel modules out of a package: which files, in which order.
 
-Debian packages carry no modules.dep (depmod writes it on installation), so dependencies come from each module's own `.modinfo`
-(`depends=`, MODULE_INFO), and what is built in from modules.builtin.
+Debian packages carry no modules.dep (depmod writes it on installation), so dependencies come from each module's own
+`.modinfo` (`depends=`, MODULE_INFO), and what is built in from modules.builtin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ModuleError(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """`order` are module names, dependencies first; `builtin` are those asked for that need no file; `missing` are neither."""
+    """`order`: module names, dependencies first; `builtin`: those that need no file; `missing`: neither of these."""
 
     order: tuple[str, ...]
     builtin: tuple[str, ...]
@@ -99,7 +99,9 @@ def resolve(names: Iterable[str], builtin: frozenset[str], load: Callable[[str],
 
     for name in names:
         visit(name.replace("-", "_"), ())
-    return Resolved(order=tuple(order), builtin=tuple(sorted(found["builtin"])), missing=tuple(sorted(found["missing"])))
+    return Resolved(
+        order=tuple(order), builtin=tuple(sorted(found["builtin"])), missing=tuple(sorted(found["missing"]))
+    )
 
 
 def index(paths: Iterable[str]) -> Mapping[str, str]:

@@ -1,8 +1,9 @@
 """From the file a boot loader takes to the kernel inside it, and to the kernel's BTF.
 
-What is understood: x86 bzImage (Documentation/arch/x86/boot.rst), arm64 and riscv Image (Documentation/arch/arm64/booting.rst), EFI zboot
-(drivers/firmware/efi/libstub/zboot-header.S), any of them compressed as a whole, and a plain vmlinux. What is not is searched
-for a compressed payload, as the kernel's scripts/extract-vmlinux does.
+What is understood: x86 bzImage (Documentation/arch/x86/boot.rst), arm64 and riscv Image
+(Documentation/arch/arm64/booting.rst), EFI zboot (drivers/firmware/efi/libstub/zboot-header.S), any of them
+compressed as a whole, and a plain vmlinux. What is not is searched for a compressed payload, as the kernel's
+scripts/extract-vmlinux does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class VmlinuxError(UsageError):
 
 
 def unwrap(data: bytes, name: str = "vmlinuz") -> bytes:
-    """The innermost kernel: an ELF vmlinux (x86, s390x, ...) or a raw Image (arm64, riscv). VmlinuxError with `name` in it."""
+    """The innermost kernel: an ELF vmlinux (x86, s390x, ...) or a raw Image (arm64, riscv). Raises VmlinuxError."""
     for _ in range(_MAX_DEPTH):
         inner = _inner(data, name)
         if inner is None:
@@ -41,7 +42,8 @@ def unwrap(data: bytes, name: str = "vmlinuz") -> bytes:
 def bootable(data: bytes, name: str = "vmlinuz") -> bytes:
     """What QEMU's -kernel takes: the file itself, but for arm64 and riscv the raw Image.
 
-    QEMU learnt to open EFI zboot files in 8.0 and still refuses all compressions but gzip; an Image suits every version.
+    QEMU learnt to open EFI zboot files in 8.0 and still refuses all compressions but gzip; an Image suits every
+    version.
     """
     return data if data[0x202:0x206] == b"HdrS" else unwrap(data, name)
 
@@ -49,12 +51,12 @@ def bootable(data: bytes, name: str = "vmlinuz") -> bytes:
 def extract_btf(vmlinux: bytes) -> bytes | None:
     """The raw .BTF of an unwrapped kernel, or None when it has none.
 
-    An ELF file has a section of that name. An Image has no sections: its BTF is found by its header, whose lengths must add up.
+    An ELF file has a section of that name. An Image has no sections: its BTF is found by its header, whose lengths
+    must add up.
     """
     if vmlinux.startswith(_ELF):
         return elf_section(vmlinux, ".BTF")
-    found = max(_btf_blobs(vmlinux), key=len, default=None)
-    return found
+    return max(_btf_blobs(vmlinux), key=len, default=None)
 
 
 def elf_section(data: bytes, name: str) -> bytes | None:
@@ -125,6 +127,12 @@ def _btf_blobs(data: bytes) -> Iterator[bytes]:
                 type_off, type_len, str_off, str_len = struct.unpack_from(f"{order}4I", header, 8)
                 end = start + _BTF_HEADER + str_off + str_len
                 strings = start + _BTF_HEADER + str_off
-                if type_off == 0 and str_off == type_len and str_len and end <= len(data) and not data[strings] | data[end - 1]:
+                if (
+                    type_off == 0
+                    and str_off == type_len
+                    and str_len
+                    and end <= len(data)
+                    and not data[strings] | data[end - 1]
+                ):
                     yield data[start:end]
             start = data.find(magic, start + 1)

@@ -1,12 +1,12 @@
-"""Packages, and kernels.lock, which pins them: a run of tomorrow boots what today's did. JSON, sorted, made for `git diff`.
+"""Packages, and kernels.lock, which pins them: a run of tomorrow boots what today's did. Sorted JSON, for `git diff`.
 
     {"lock": 1,
-     "kernels": {"debian-6.1-cloud-amd64": [{"name": ..., "version": ..., "arch": ..., "filename": ..., "size": ..., "sha256": ...,
-                                             "repository": ..., "suite": ...}, ...]},
+     "kernels": {"debian-6.1-cloud-amd64": [{"name": ..., "version": ..., "arch": ..., "filename": ...,
+                                             "size": ..., "sha256": ..., "repository": ..., "suite": ...}, ...]},
      "guest": {"amd64": [...]}}
 
-`filename` is below the repository's root: a mirror may change without the lock. Package lists name every package used, the
-kernel's own first.
+`filename` is below the repository's root: a mirror may change without the lock. Package lists name every package
+used, the kernel's own first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _REMEDY = "make it anew with `corematrix kernels lock`"
 class Package:
     """A binary package as an index describes it. `size` in bytes, `filename` below the repository's root.
 
-    `repository` (its name in kernels.yaml) and `suite` say where it was found; `depends` is the text of Pre-Depends and Depends.
+    `repository` (its name in kernels.yaml) and `suite` say where it was found; `depends` is the text of Pre-Depends
+    and Depends.
     """
 
     name: str

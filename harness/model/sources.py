@@ -38,7 +38,7 @@ class AptSource:
 
 @dataclass(frozen=True, kw_only=True)
 class GuestPackages:
-    """What the guest's user space is made of (`guest:` in kernels.yaml): Debian packages of the guest's architecture, by name."""
+    """What the guest's user space is made of (`guest:` in kernels.yaml): packages of the guest's architecture."""
 
     repositories: tuple[AptRepository, ...]
     suites: tuple[str, ...]
