@@ -7,13 +7,150 @@ of one identity.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, UsageError
+from harness.matrix import check_glob
+from harness.model.arch import ARCHITECTURES
+from harness.model.kernel import KernelSpec
+from harness.model.lock import Lock
+from harness.model.sources import AptRepository, AptSource, GuestPackages
+from harness.yaml_node import Node
+
+MATRIX_FILE = "kernels.yaml"
+# What an identity may hold: it becomes file names, selectors and the first part of a cell's name.
+_IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_KERNEL_KEYS = ("id", "arch", "variant", "suites", "package", "tags", "cpu", "memory_mb", "kernel_args")
+_REPOSITORY_KEYS = ("uri", "keyring", "components", "suites")
+_SCHEMES = ("http://", "https://", "file:///")
+# Below this a Debian kernel with its initramfs does not start; QEMU would only say that it hangs.
+_LEAST_MEMORY_MB = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A kernels.yaml: its kernels in order, the guest's packages, cells to leave out, and the lock file beside it."""
+
+    file: str
+    kernels: tuple[KernelSpec, ...]
+    guest: GuestPackages
+    exclude: tuple[str, ...] = ()
+    lock: Lock | None = None
+
+
+def matrix_path(given: Path | None) -> Path:
+    """The matrix to use: the one given, ./kernels.yaml, or the one that is built in."""
+    if given is not None:
+        return given
+    own = Path(MATRIX_FILE)
+    return own if own.is_file() else builtin_matrix()
+
+
+def builtin_matrix() -> Path:
+    """The matrix that comes with the package; in a source tree it is the repository's own."""
+    inside = Path(__file__).with_name(MATRIX_FILE)
+    return inside if inside.is_file() else Path(__file__).parents[1] / MATRIX_FILE
+
+
+def lock_path(matrix: Path) -> Path:
+    """Where the lock of a matrix lies: beside it."""
+    return matrix.with_suffix(".lock")
+
+
+def load_matrix(given: Path | None = None) -> Matrix:
+    """Read the matrix and its lock. ConfigError names the file and the path to whatever is wrong."""
+    path = matrix_path(given)
+    return matrix_from(load_yaml(path), str(path), lock=_load_lock(lock_path(path)))
+
+
+def matrix_from(data: Any, file: str, *, lock: Lock | None = None) -> Matrix:
+    """The same from what YAML gave."""
+    top = Node(value=data, file=file).mapping(
+        ("repositories", "guest", "kernels", "exclude"), required=("repositories", "guest", "kernels")
+    )
+    repositories = tuple(_repository(name, node) for name, node in top["repositories"].named().items())
+    kernels: dict[str, KernelSpec] = {}
+    for node in top["kernels"].sequence():
+        kernel = _kernel(node, repositories)
+        if kernel.id in kernels:
+            node.fail(f"two kernels have the identity {kernel.id!r}", remedy="every id must be one of a kind")
+        kernels[kernel.id] = kernel
+    exclude = tuple(_glob(node) for node in top["exclude"].sequence()) if "exclude" in top else ()
+    return Matrix(
+        file=file, kernels=tuple(kernels.values()), guest=_guest(top["guest"], repositories), exclude=exclude, lock=lock
+    )
+
+
+def _repository(name: str, node: Node) -> AptRepository:
+    entries = node.mapping(_REPOSITORY_KEYS, required=("uri", "keyring", "suites"))
+    uri = entries["uri"].text()
+    if not uri.startswith(_SCHEMES):
+        entries["uri"].fail(f"{uri!r} is none of http://, https:// and file:///")
+    components = entries["components"].texts() if "components" in entries else ("main",)
+    return AptRepository(
+        name=name, uri=uri.rstrip("/"), keyring=entries["keyring"].text(), components=components,
+        suites=entries["suites"].texts(),
+    )  # fmt: skip
+
+
+def _guest(node: Node, repositories: tuple[AptRepository, ...]) -> GuestPackages:
+    entries = node.mapping(("suites", "packages"), required=("suites", "packages"))
+    return GuestPackages(
+        repositories=repositories, suites=_suites(entries, repositories), packages=entries["packages"].texts()
+    )
+
+
+def _kernel(node: Node, repositories: tuple[AptRepository, ...]) -> KernelSpec:
+    entries = node.mapping(_KERNEL_KEYS, required=("id", "arch", "variant", "suites", "package"))
+    identity = entries["id"].text()
+    if not _IDENTITY.fullmatch(identity):
+        entries["id"].fail(f"{identity!r} cannot be an identity", remedy="letters, digits and . _ + - only")
+    source = AptSource(
+        repositories=repositories, suites=_suites(entries, repositories), package=_glob(entries["package"])
+    )
+    return KernelSpec(
+        id=identity,
+        arch=ARCHITECTURES[entries["arch"].choice(ARCHITECTURES)],
+        variant=entries["variant"].text(),
+        source=source,
+        tags=frozenset(entries["tags"].texts()) if "tags" in entries else frozenset(),
+        cpu=entries["cpu"].text() if "cpu" in entries else None,
+        memory_mb=entries["memory_mb"].integer(least=_LEAST_MEMORY_MB) if "memory_mb" in entries else 256,
+        kernel_args=entries["kernel_args"].texts() if "kernel_args" in entries else (),
+    )
+
+
+def _suites(entries: Mapping[str, Node], repositories: tuple[AptRepository, ...]) -> tuple[str, ...]:
+    served = {suite for repository in repositories for suite in repository.suites}
+    node = entries["suites"]
+    if isinstance(node.value, str):
+        return (node.choice(served),)
+    return tuple(item.choice(served) for item in node.sequence())
+
+
+def _glob(node: Node) -> str:
+    glob = node.text()
+    try:
+        check_glob(glob)
+    except UsageError as error:
+        node.fail(error.message, remedy=error.remedy)
+    return glob
+
+
+def _load_lock(path: Path) -> Lock | None:
+    try:
+        return Lock.from_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror}"
+        raise ConfigError(message) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
