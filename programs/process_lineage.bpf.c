@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
  * A whole small tool, after the "process lineage tracker" of the CO-RE guide (docs/seeds.md): who executed, under which parent and user,
- * how deep in the tree, since when. Two dozen relocations, a bounded walk up `real_parent`, a flavor for the start time.
+ * how deep in the tree, since when. Over a dozen relocations, a bounded loop (5.3) up `real_parent`, a flavor for the start time.
  *
  * Against the guide: real_start_time is read as the u64 it is (see start_time), the depth counts one for each ancestor, and the walk ends
  * at 16 ancestors with the count so far.

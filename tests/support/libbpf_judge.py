@@ -1,0 +1,196 @@
+"""The installed libbpf as a judge: what it decides for each CO-RE relocation, and the instructions it makes.
+
+libbpf relocates before it loads, so its debug messages and bpf_program__insns() are complete even when the kernel then refuses
+a program. Needs root (libbpf probes bpf(2) first); `judge()` skips the test by name where that is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _OpenOpts(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012 - struct bpf_object_open_opts, libbpf.h
+        ("sz", ctypes.c_size_t),
+        ("object_name", ctypes.c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", ctypes.c_char_p),
+        ("removed", ctypes.c_uint32),
+        ("kconfig", ctypes.c_char_p),
+        ("btf_custom_path", ctypes.c_char_p),
+        ("kernel_log_buf", ctypes.c_char_p),
+        ("kernel_log_size", ctypes.c_size_t),
+        ("kernel_log_level", ctypes.c_uint32),
+    ]
+
+
+@dataclass
+class Decision:
+    """One record as libbpf saw it: texts are libbpf's own."""
+
+    prog: str
+    number: int
+    local_spec: str | None = None
+    target_spec: str | None = None
+    outcome: str = "resolved"
+    orig_value: int | None = None
+    new_value: int | None = None
+
+
+@dataclass
+class Judgement:
+    """`errno` 0: loaded; `relocated`: CO-RE was done with and nothing was fatal there; `insns` by entry program name;
+    `appended` for each entry program the (subprogram, number of instructions) in order; `log` all messages."""
+
+    errno: int = 0
+    relocated: bool = True
+    decisions: list[Decision] = field(default_factory=list)
+    insns: dict[str, bytes] = field(default_factory=dict)
+    appended: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    kconfig: bytes | None = None
+    log: list[str] = field(default_factory=list)
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    libc = ctypes.CDLL(None)
+    pointer = ctypes.c_void_p
+    for name, result, arguments in (
+        ("bpf_object__open_mem", pointer, [ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(_OpenOpts)]),
+        ("bpf_object__load", ctypes.c_int, [pointer]),
+        ("bpf_object__close", None, [pointer]),
+        ("bpf_object__next_program", pointer, [pointer, pointer]),
+        ("bpf_object__next_map", pointer, [pointer, pointer]),
+        ("bpf_map__name", ctypes.c_char_p, [pointer]),
+        ("bpf_map__initial_value", pointer, [pointer, ctypes.POINTER(ctypes.c_size_t)]),
+        ("bpf_program__name", ctypes.c_char_p, [pointer]),
+        ("bpf_program__insns", pointer, [pointer]),
+        ("bpf_program__insn_cnt", ctypes.c_size_t, [pointer]),
+        ("libbpf_set_print", pointer, [_PRINT]),
+        ("libbpf_version_string", ctypes.c_char_p, []),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, pointer]
+    return lib, libc
+
+
+def libbpf_version() -> str:
+    """`1.1.2`, the rule version to compare with."""
+    return str(_library()[0].libbpf_version_string().decode()).removeprefix("v")
+
+
+def needs_libbpf() -> None:
+    """Skip the calling test by name where the judge cannot sit."""
+    try:
+        _library()
+    except OSError:
+        pytest.skip("libbpf.so.1 is not installed")
+    if os.geteuid() != 0:
+        pytest.skip("libbpf probes bpf(2) before it relocates: needs root")
+
+
+def judge(data: bytes, *, target: bytes | str | None = None, kconfig: str | None = None) -> Judgement:
+    """Load an object with libbpf. `target`: bytes of, or path to, the BTF to relocate against (None: the running kernel's)."""
+    needs_libbpf()
+    if isinstance(target, bytes):
+        with tempfile.TemporaryDirectory(prefix="corematrix-judge-") as scratch:
+            path = Path(scratch) / "target.btf"
+            path.write_bytes(target)
+            return judge(data, target=str(path), kconfig=kconfig)
+    lib, libc = _library()
+    result = Judgement()
+
+    def on_message(_level: int, text: bytes, arguments: int) -> int:
+        buffer = ctypes.create_string_buffer(8192)
+        libc.vsnprintf(buffer, len(buffer), text, arguments)
+        result.log.append(buffer.value.decode("utf-8", "replace").removeprefix("libbpf: ").rstrip())
+        return 0
+
+    callback = _PRINT(on_message)
+    lib.libbpf_set_print(callback)
+    try:
+        _load(lib, data, target, kconfig, result)
+    finally:
+        lib.libbpf_set_print(_PRINT())
+    _read_log(result)
+    if result.errno and any("permitted" in line and "probe" in line for line in result.log):
+        pytest.skip("bpf(2) is not permitted here")
+    return result
+
+
+def _load(lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None, result: Judgement) -> None:
+    log = ctypes.create_string_buffer(1 << 16)
+    opts = _OpenOpts(
+        sz=ctypes.sizeof(_OpenOpts), object_name=b"judged", kconfig=kconfig.encode() if kconfig is not None else None,
+        btf_custom_path=target.encode() if target is not None else None, kernel_log_buf=ctypes.cast(log, ctypes.c_char_p),
+        kernel_log_size=len(log),
+    )  # fmt: skip
+    obj = lib.bpf_object__open_mem(data, len(data), ctypes.byref(opts))
+    if not obj:
+        result.errno = ctypes.get_errno()
+        return
+    result.errno = -lib.bpf_object__load(obj)
+    prog = lib.bpf_object__next_program(obj, None)
+    while prog:
+        count = lib.bpf_program__insn_cnt(prog)
+        result.insns[lib.bpf_program__name(prog).decode()] = ctypes.string_at(lib.bpf_program__insns(prog), count * 8)
+        prog = lib.bpf_object__next_program(obj, prog)
+    map_ = lib.bpf_object__next_map(obj, None)
+    while map_:
+        if lib.bpf_map__name(map_).endswith(b".kconfig"):
+            size = ctypes.c_size_t()
+            value = lib.bpf_map__initial_value(map_, ctypes.byref(size))
+            result.kconfig = ctypes.string_at(value, size.value) if value else None
+        map_ = lib.bpf_object__next_map(obj, map_)
+    lib.bpf_object__close(obj)
+
+
+_RELO = re.compile(r"prog '(?P<prog>[^']*)': relo #(?P<number>\d+): (?P<rest>.*)", re.DOTALL)
+_PATCHED = re.compile(r"patched insn #\d+ \(\S+\) (?:imm|off|imm64) (\d+) -> (\d+)")
+_ADDED = re.compile(r"prog '([^']*)': added (\d+) insns from sub-prog '([^']*)'")
+
+
+def _read_log(result: Judgement) -> None:
+    section, current = 0, None
+    for line in result.log:
+        if "CO-RE relocations" in line and line.startswith("sec '"):
+            section += 1
+        added = _ADDED.match(line)
+        if added:
+            result.appended.setdefault(added[1], []).append((added[3], int(added[2])))
+        found = _RELO.match(line)
+        if found is None:
+            continue
+        key = (section, found["prog"], int(found["number"]))
+        if current is None or current[0] != key:
+            current = (key, Decision(prog=found["prog"], number=key[2]))
+            result.decisions.append(current[1])
+        _read_decision(current[1], found["rest"])
+        if "failed to relocate" in line or "failed to patch" in line:
+            result.relocated = False
+            current[1].outcome = "error"
+
+
+def _read_decision(decision: Decision, text: str) -> None:
+    if text.startswith("<") and decision.local_spec is None:
+        decision.local_spec = text
+    elif text.startswith("matching candidate #") and decision.target_spec is None:
+        decision.target_spec = text.split(" ", 3)[3]
+    elif text.startswith("substituting insn"):
+        decision.outcome = "poisoned"
+    patched = _PATCHED.match(text)
+    if patched:
+        decision.orig_value, decision.new_value = int(patched[1]), int(patched[2])
