@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
-from harness.fetch import NotThereError
+from harness.fetch import NotThereError, exists
 from harness.model.arch import Architecture
 from harness.model.lock import Lock, Package, pin, unpin
 from harness.model.sources import GuestPackages
@@ -64,8 +64,8 @@ def fetch_guest(
 
 
 def select_guest(guest: GuestPackages, arch: Architecture, client: AptClient) -> tuple[Package, ...]:
-    """The newest of each package, by the index."""
-    return tuple(_first(client, name, guest, arch) for name in guest.packages)
+    """The newest of each package that is in the pool, without downloading them: what a lock pins. FetchError."""
+    return _newest_there(guest, arch, client, lambda package: exists(client.url(package)))
 
 
 def _newest(
@@ -75,18 +75,39 @@ def _newest(
     known = _fresh(store.entry("guest", key), options)
     if known is not None and all(store.blob(package.sha256) for package in known):
         return _fetched(client, known)
-    chosen = select_guest(guest, arch, client)
-    result = _fetched(client, chosen)
+    chosen = _newest_there(guest, arch, client, lambda package: _is_fetched(client, package))
     store.put_entry("guest", key, {"checked": time.time(), "packages": [pin(package) for package in chosen]})
-    return result
+    return _fetched(client, chosen)
+
+
+def _newest_there(
+    guest: GuestPackages, arch: Architecture, client: AptClient, there: Callable[[Package], bool]
+) -> tuple[Package, ...]:
+    """The newest of each. A version of which one package is gone is left out for all: libpython goes with python."""
+    gone: set[str] = set()
+    while True:
+        chosen = tuple(_first(client, name, guest, arch, gone) for name in guest.packages)
+        lost = next((package for package in chosen if not there(package)), None)
+        if lost is None:
+            return chosen
+        client.say(f"{lost.name} {lost.version} is listed in {lost.suite} but not there: trying the next")
+        gone.add(lost.version)
+
+
+def _is_fetched(client: AptClient, package: Package) -> bool:
+    try:
+        client.fetch(package)
+    except NotThereError:
+        return False
+    return True
 
 
 def _fetched(client: AptClient, packages: Sequence[Package]) -> GuestDebs:
     return GuestDebs(packages=tuple(packages), paths=tuple(client.fetch(package) for package in packages))
 
 
-def _first(client: AptClient, name: str, guest: GuestPackages, arch: Architecture) -> Package:
-    found = client.named(name, guest.suites, arch.debian)
+def _first(client: AptClient, name: str, guest: GuestPackages, arch: Architecture, gone: set[str]) -> Package:
+    found = [package for package in client.named(name, guest.suites, arch.debian) if package.version not in gone]
     if not found:
         message = f"the guest's package {name} ({arch.debian}) is not in {', '.join(guest.suites)}"
         raise FetchError(message, remedy="correct `guest:` in kernels.yaml")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.apt import deb
 from harness.apt.repository import AptClient, AptOptions, OnEvent
@@ -87,6 +87,16 @@ def select(
             return packages
     why = "what the index lists is not in the pool"
     raise row.nothing(why)
+
+
+def extra_modules(
+    kernel: Kernel, names: Sequence[str], store: Store, on_event: OnEvent, *, options: AptOptions = _DEFAULT
+) -> modules.ModuleFiles:
+    """More modules of a kernel, with what they depend on, from its own packages (downloaded again when need be)."""
+    source = cast("AptSource", kernel.spec.source)
+    packages = tuple(unpin(value) for value in kernel.source["packages"])
+    row = _row(kernel.spec, source, store, on_event, options)
+    return row.modules(packages, tuple(name.replace("-", "_") for name in names))
 
 
 def _row(spec: KernelSpec, source: AptSource, store: Store, on_event: OnEvent, options: AptOptions) -> _Row:
@@ -200,7 +210,7 @@ class _Row:
             paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
             self.client.say(f"{self.spec.id}: unpacking {packages[0].name}")
             content = _read(self.spec, paths)
-            elf_files, resolved = _boot_modules(content, paths)
+            elf_files, resolved = _module_files(content, paths, modules.BOOT_MODULES)
         raw = content.data(r"boot/vmlinu[xz]-.*|.*/vmlinuz")
         if raw is None:
             message = f"{self.spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
@@ -225,6 +235,25 @@ class _Row:
         tree = self.store.put_tree("kernel", key, hashes)
         self.store.put_entry("kernel", key, facts)
         return facts, tree
+
+    def modules(self, packages: Sequence[Package], names: tuple[str, ...]) -> modules.ModuleFiles:
+        """These modules and what they need, as files; made once for each list of names."""
+        wanted = hashlib.sha256(json.dumps(sorted(set(names))).encode()).hexdigest()[:16]
+        key = f"{_kernel_key(packages)}-{wanted}"
+        facts, tree = self.store.entry("modules", key), self.store.tree("modules", key)
+        if facts is None or tree is None:
+            with contextlib.ExitStack() as stack:
+                paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
+                files, resolved = _module_files(_read(self.spec, paths), paths, names)
+            hashes = {f"{name}.ko": self.store.put_bytes(data) for name, data in files.items()}
+            tree = self.store.put_tree("modules", key, hashes)
+            facts = {"order": resolved.order, "builtin": resolved.builtin, "missing": resolved.missing}
+            self.store.put_entry("modules", key, facts)
+        return modules.ModuleFiles(
+            paths=tuple(tree / f"{name}.ko" for name in facts["order"]),
+            builtin=tuple(facts["builtin"]),
+            missing=tuple(facts["missing"]),
+        )
 
     def _selection_key(self) -> str:
         source = self.source
@@ -268,8 +297,10 @@ def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
     return _Content(files=files, modules=modules.index(names), release=releases.pop())
 
 
-def _boot_modules(content: _Content, paths: Sequence[Path]) -> tuple[dict[str, bytes], modules.Resolved]:
-    """The ELF files of the modules boot needs, and their order."""
+def _module_files(
+    content: _Content, paths: Sequence[Path], names: Sequence[str]
+) -> tuple[dict[str, bytes], modules.Resolved]:
+    """The ELF files of these modules and of what they need, and their order."""
     builtin = modules.builtin_names(content.data(r".*/modules\.builtin") or b"")
     found: dict[str, bytes] = {}
 
@@ -281,7 +312,7 @@ def _boot_modules(content: _Content, paths: Sequence[Path]) -> tuple[dict[str, b
         found[name] = modules.unpack(member.data or b"", path)
         return found[name]
 
-    return found, modules.resolve(modules.BOOT_MODULES, builtin, load)
+    return found, modules.resolve(names, builtin, load)
 
 
 def _member(paths: Sequence[Path], name: str) -> deb.Member:

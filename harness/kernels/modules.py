@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.errors import UsageError
 from harness.kernels.decompress import DecompressError, decompress
@@ -30,6 +31,15 @@ class Resolved:
     """`order`: module names, dependencies first; `builtin`: those that need no file; `missing`: neither of these."""
 
     order: tuple[str, ...]
+    builtin: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleFiles:
+    """Modules on disk: absolute paths in insmod order, uncompressed; `builtin` and `missing` as in `Resolved`."""
+
+    paths: tuple[Path, ...]
     builtin: tuple[str, ...]
     missing: tuple[str, ...]
 
