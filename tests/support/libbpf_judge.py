@@ -74,6 +74,7 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         ("bpf_object__next_program", pointer, [pointer, pointer]),
         ("bpf_object__next_map", pointer, [pointer, pointer]),
         ("bpf_map__name", ctypes.c_char_p, [pointer]),
+        ("bpf_map__set_autocreate", ctypes.c_int, [pointer, ctypes.c_bool]),
         ("bpf_map__initial_value", pointer, [pointer, ctypes.POINTER(ctypes.c_size_t)]),
         ("bpf_program__name", ctypes.c_char_p, [pointer]),
         ("bpf_program__insns", pointer, [pointer]),
@@ -142,20 +143,29 @@ def _load(lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None
     if not obj:
         result.errno = ctypes.get_errno()
         return
+    for map_ in _maps(lib, obj):  # maps are not relocated against; without them an object needs no sizes from its application
+        if not lib.bpf_map__name(map_).endswith(b".kconfig"):
+            lib.bpf_map__set_autocreate(map_, False)
     result.errno = -lib.bpf_object__load(obj)
     prog = lib.bpf_object__next_program(obj, None)
     while prog:
         count = lib.bpf_program__insn_cnt(prog)
         result.insns[lib.bpf_program__name(prog).decode()] = ctypes.string_at(lib.bpf_program__insns(prog), count * 8)
         prog = lib.bpf_object__next_program(obj, prog)
-    map_ = lib.bpf_object__next_map(obj, None)
-    while map_:
+    for map_ in _maps(lib, obj):
         if lib.bpf_map__name(map_).endswith(b".kconfig"):
             size = ctypes.c_size_t()
             value = lib.bpf_map__initial_value(map_, ctypes.byref(size))
             result.kconfig = ctypes.string_at(value, size.value) if value else None
-        map_ = lib.bpf_object__next_map(obj, map_)
     lib.bpf_object__close(obj)
+
+
+def _maps(lib: ctypes.CDLL, obj: int) -> list[int]:
+    maps, map_ = [], lib.bpf_object__next_map(obj, None)
+    while map_:
+        maps.append(map_)
+        map_ = lib.bpf_object__next_map(obj, map_)
+    return maps
 
 
 _RELO = re.compile(r"prog '(?P<prog>[^']*)': relo #(?P<number>\d+): (?P<rest>.*)", re.DOTALL)
@@ -172,7 +182,7 @@ def _read_log(result: Judgement) -> None:
         if added:
             result.appended.setdefault(added[1], []).append((added[3], int(added[2])))
         found = _RELO.match(line)
-        if found is None:
+        if found is None or found["rest"].startswith("poisoning insn"):  # the latter: a reference to a map that was not created
             continue
         key = (section, found["prog"], int(found["number"]))
         if current is None or current[0] != key:
