@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config
+from harness.errors import ConfigError
+from harness.model.sources import AptSource
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD: dict[str, Any] = {
+    "repositories": {
+        "debian": {"uri": "http://deb.debian.org/debian/", "keyring": "/k.gpg", "suites": ["bookworm", "trixie"]}
+    },
+    "guest": {"suites": ["bookworm"], "packages": ["libc6"]},
+    "kernels": [
+        {
+            "id": "debian-6.1-cloud-amd64",
+            "arch": "x86_64",
+            "variant": "cloud",
+            "suites": ["bookworm"],
+            "package": "linux-image-6.1.*-cloud-amd64",
+        },
+        {
+            "id": "mine",
+            "arch": "arm64",
+            "variant": "16k",
+            "suites": "trixie",
+            "package": "linux-image-*",
+            "tags": ["gate", "nightly"],
+            "cpu": "cortex-a76",
+            "memory_mb": 512,
+            "kernel_args": ["nokaslr"],
+        },
+    ],
+    "exclude": ["mine/x@*"],
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with one value replaced; `path` like `kernels.0.arch`."""
+    data = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    node: Any = data
+    for name in parents:
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    node[int(last) if isinstance(node, list) else last] = value
+    return data
+
+
+def test_a_matrix_becomes_model_objects() -> None:
+    matrix = config.matrix_from(GOOD, "kernels.yaml")
+    first, second = matrix.kernels
+    assert isinstance(first.source, AptSource)
+    assert first.source.suites == ("bookworm",)
+    assert first.source.repositories[0].uri == "http://deb.debian.org/debian"
+    assert (first.memory_mb, first.tags, first.cpu) == (256, frozenset(), None)
+    assert (second.arch.name, second.cpu, second.memory_mb) == ("arm64", "cortex-a76", 512)
+    assert second.tags == {"gate", "nightly"}
+    assert second.kernel_args == ("nokaslr",)
+    assert matrix.guest.packages == ("libc6",)
+    assert matrix.exclude == ("mine/x@*",)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("kernel", [], "kernels.yaml: kernel: unknown key\n  remedy: did you mean 'kernels'?"),
+        ("kernels.1.sutes", "x", "kernels[1].sutes: unknown key\n  remedy: did you mean 'suites'?"),
+        ("repositories.debian.url", "x", "repositories.debian.url: unknown key\n  remedy: did you mean 'uri'?"),
+        ("kernels.0.arch", "amd64", "kernels[0].arch: 'amd64' is not known here"),
+        ("kernels.0.arch", None, "kernels[0].arch: this key is required"),
+        ("kernels.0.id", "a/b", "kernels[0].id: 'a/b' cannot be an identity"),
+        ("kernels.0.id", "mine", "kernels[1]: two kernels have the identity 'mine'"),
+        ("kernels.0.id", 6.1, "kernels[0].id: expected text, found the number 6.1"),
+        ("kernels.0.package", "linux-[56", "kernels[0].package: bad glob 'linux-[56'"),
+        ("kernels.0.suites", ["bookwrm"], "kernels[0].suites[0]: 'bookwrm' is not known here\n  remedy: did you mean"),
+        ("kernels.1.memory_mb", 16, "kernels[1].memory_mb: expected a whole number of at least 96"),
+        ("kernels.1.memory_mb", True, "kernels[1].memory_mb: expected a whole number"),
+        ("kernels.1.tags", {"a": 1}, "kernels[1].tags: expected a list, found a mapping"),
+        ("kernels", {"a": 1}, "kernels: expected a list, found a mapping"),
+        ("kernels.0", "x", "kernels[0]: expected a mapping, found text"),
+        ("repositories.debian.uri", "ftp://x", "repositories.debian.uri: 'ftp://x' is none of"),
+        ("exclude", ["a[x=1"], "exclude[0]: bad glob"),
+    ],
+)
+def test_every_complaint_names_the_path_to_the_key(path: str, value: Any, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.matrix_from(changed(path, value), "kernels.yaml")
+    assert complaint in str(caught.value)
+    assert str(caught.value).startswith("kernels.yaml: ")
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: 1\na: 2\n", "x.yaml:2:1: key 'a' stands here twice"),
+        ("kernels:\n  - id: a\n    id: b\n", "x.yaml:3:5: key 'id' stands here twice"),
+        ("a: [1, 2\nb: 3\n", "x.yaml:2:2: "),
+        ("a: !!python/object/apply:os.system [id]\n", "x.yaml:1:4: could not determine a constructor"),
+        ("[" * 5000, "x.yaml: not YAML"),
+        ("a: \x00\n", "x.yaml: not YAML"),
+    ],
+)
+def test_what_is_not_yaml_is_told_with_its_place(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse_yaml(text, "x.yaml")
+    assert str(caught.value).startswith(complaint)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "kernels.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"kernels\.yaml: cannot be read"):
+        config.load_matrix(tmp_path / "kernels.yaml")
+
+
+def test_kernels_yaml_of_the_working_directory_comes_before_the_built_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.matrix_path(None) == config.builtin_matrix()
+    (tmp_path / "kernels.yaml").touch()
+    assert config.matrix_path(None) == Path("kernels.yaml")
+
+
+def test_a_broken_lock_is_told_not_ignored(tmp_path: Path) -> None:
+    (tmp_path / "kernels.yaml").write_bytes((ROOT / "kernels.yaml").read_bytes())
+    (tmp_path / "kernels.lock").write_text("{")
+    with pytest.raises(ConfigError, match=r"kernels\.lock: not JSON"):
+        config.load_matrix(tmp_path / "kernels.yaml")
+
+
+# The matrix that issue 2 promises, item 3.
+GATE = [
+    "debian-5.10-cloud-amd64", "debian-6.1-cloud-amd64", "debian-6.1-generic-amd64", "debian-6.12-cloud-amd64",
+    "debian-6.12-rt-amd64", "debian-6.18-cloud-amd64", "debian-7.2-cloud-amd64", "debian-5.10-cloud-arm64",
+    "debian-6.1-cloud-arm64", "debian-6.12-16k-arm64", "debian-7.2-cloud-arm64",
+]  # fmt: skip
+
+
+def test_the_built_in_matrix_holds_what_was_promised() -> None:
+    kernels = config.load_matrix(config.builtin_matrix()).kernels
+    assert [kernel.id for kernel in kernels if "gate" in kernel.tags] == GATE
+    assert sum("full" in kernel.tags for kernel in kernels) == 26
