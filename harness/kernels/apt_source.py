@@ -34,7 +34,8 @@ _CONTENT = deb.glob_filter((
     "boot/vmlinuz-*", "boot/vmlinux-*", "boot/config-*", "*lib/modules/*/vmlinuz", "*lib/modules/*/config",
     "*lib/modules/*/modules.builtin", "*/kernel/drivers/virtio/*", "*/virtio_console.ko*",
 ))  # fmt: skip
-_MODULES_DIRECTORY = re.compile(r"(?:usr/)?lib/modules/([^/]+)/")
+_VMLINUZ = r"boot/vmlinu[xz]-.*|.*/vmlinuz"
+_RELEASE = re.compile(r"(?:usr/)?lib/modules/([^/]+)/|boot/vmlinu[xz]-([^/]+)$")
 _DEFAULT = AptOptions()
 
 
@@ -157,17 +158,23 @@ class _Row:
         Debian cut linux-image-V into -binary-V, -modules-V and -base-V with 6.19; Ubuntu has linux-modules-V.
         """
         parts = {package.name: package}
+        absent: set[str] = set()
         queue = [package]
         while queue:
             parent = queue.pop(0)
             release = _PREFIX.sub("", parent.name, count=1)
             for name, version in _dependencies(parent.depends):
-                if name not in parts and _PREFIX.match(name) and name.endswith(f"-{release}"):
+                if name not in parts and name not in absent and _PREFIX.match(name) and name.endswith(f"-{release}"):
                     found = self.client.named(name, self.source.suites, package.arch)
                     part = next((item for item in found if version in (None, item.version)), None)
-                    if part is not None:
-                        parts[name] = part
-                        queue.append(part)
+                    if part is None:
+                        # Debian drops -modules and -base of superseded backports but keeps the signed -binary.
+                        self.client.say(
+                            f"{self.spec.id}: {name} {version or ''} is no longer in the index: done without"
+                        )
+                        continue
+                    parts[name] = part
+                    queue.append(part)
         return tuple(parts.values())
 
     def kernel(self, packages: Sequence[Package]) -> Kernel:
@@ -210,12 +217,12 @@ class _Row:
             paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
             self.client.say(f"{self.spec.id}: unpacking {packages[0].name}")
             content = _read(self.spec, paths)
-            elf_files, resolved = _module_files(content, paths, modules.BOOT_MODULES)
-        raw = content.data(r"boot/vmlinu[xz]-.*|.*/vmlinuz")
-        if raw is None:
-            message = f"{self.spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
-            raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
-        btf = vmlinux.extract_btf(vmlinux.unwrap(raw, packages[0].name))
+            raw = content.data(_VMLINUZ)
+            if raw is None:
+                message = f"{self.spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
+                raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
+            btf = vmlinux.extract_btf(vmlinux.unwrap(raw, packages[0].name))
+            elf_files, resolved = _module_files(content, paths, modules.BOOT_MODULES, btf or b"")
         parts = {
             "vmlinuz": vmlinux.bootable(raw),
             "config": content.data(r"boot/config-.*|.*/config"),
@@ -244,7 +251,7 @@ class _Row:
         if facts is None or tree is None:
             with contextlib.ExitStack() as stack:
                 paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
-                files, resolved = _module_files(_read(self.spec, paths), paths, names)
+                files, resolved = _module_files(_read(self.spec, paths), paths, names, b"")
             hashes = {f"{name}.ko": self.store.put_bytes(data) for name, data in files.items()}
             tree = self.store.put_tree("modules", key, hashes)
             facts = {"order": resolved.order, "builtin": resolved.builtin, "missing": resolved.missing}
@@ -290,7 +297,7 @@ def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
     files: dict[str, deb.Member] = {}
     for path in paths:
         files.update(deb.scan(path, wanted))
-    releases = {match[1] for name in names if (match := _MODULES_DIRECTORY.match(name))}
+    releases = {match[1] or match[2] for name in names if (match := _RELEASE.match(name))}
     if len(releases) != 1:
         message = f"{spec.id}: expected one kernel in its packages, found {', '.join(sorted(releases)) or 'none'}"
         raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
@@ -298,10 +305,11 @@ def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
 
 
 def _module_files(
-    content: _Content, paths: Sequence[Path], names: Sequence[str]
+    content: _Content, paths: Sequence[Path], names: Sequence[str], btf: bytes
 ) -> tuple[dict[str, bytes], modules.Resolved]:
-    """The ELF files of these modules and of what they need, and their order."""
-    builtin = modules.builtin_names(content.data(r".*/modules\.builtin") or b"")
+    """The ELF files of these modules and of what they need, and their order; `btf` is the kernel's."""
+    listed = content.data(r".*/modules\.builtin")
+    builtin = modules.builtin_by_btf(btf) if listed is None else modules.builtin_names(listed)
     found: dict[str, bytes] = {}
 
     def load(name: str) -> bytes | None:

@@ -19,6 +19,11 @@ from harness.kernels.vmlinux import elf_section
 # virtio and virtio_ring; kernels differ in what is built in and in how the drivers are cut into modules, which is why
 # only these are named and the rest is followed.
 BOOT_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console")
+_PROBE_FUNCTIONS = {
+    "virtio_pci": b"virtio_pci_probe",
+    "virtio_mmio": b"virtio_mmio_probe",
+    "virtio_console": b"virtcons_probe",
+}
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
@@ -57,6 +62,12 @@ def builtin_names(modules_builtin: bytes) -> frozenset[str]:
     """The module names in a modules.builtin file: one path a line."""
     lines = modules_builtin.decode("utf-8", "replace").splitlines()
     return frozenset(name for line in lines if (name := module_name(line.strip())) is not None)
+
+
+def builtin_by_btf(btf: bytes) -> frozenset[str]:
+    """Which of the modules boot needs are in the kernel itself, by a function of theirs in its BTF: for packages that
+    come without modules.builtin."""
+    return frozenset(name for name, function in _PROBE_FUNCTIONS.items() if b"\0" + function + b"\0" in btf)
 
 
 def unpack(data: bytes, name: str) -> bytes:
