@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.errors import InfrastructureError
-from harness.model.result import CellResult, to_json
+from harness.errors import InfrastructureError, UsageError
+from harness.model.result import CellResult, RunResult, run_from_json, to_json
 
 _LONGEST_NAME = 200  # NAME_MAX is 255 bytes, less room for suffixes
 
@@ -70,6 +70,20 @@ class RunDirectory:
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run as a whole; returns its path."""
         return write_whole(self.path / name, text)
+
+
+def read_run(path: Path) -> RunResult:
+    """A stored run: its JSON, or the directory that holds a run.json. UsageError when it is none."""
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        data = json.loads(file.read_bytes())
+    except OSError as error:
+        message = f"{file}: cannot be read: {error.strerror}"
+        raise UsageError(message, remedy="name a run's JSON file, or a directory below corematrix-runs/") from error
+    except (ValueError, RecursionError) as error:
+        message = f"{file}: not JSON: {error}"
+        raise UsageError(message) from error
+    return run_from_json(data)
 
 
 def logs_of(facts: Mapping[str, Any]) -> dict[str, str]:
