@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clang import PROGRAMS, compile_bpf
-from tests.support.libbpf_judge import Libbpf, needs_bpf
+from tests.support.objects import PROGRAMS, compile_object
+from tests.support.real_libbpf import Libbpf, needs_bpf
 
 pytestmark = needs_bpf
 
@@ -24,7 +24,7 @@ pytestmark = needs_bpf
 def read(name: str, map_name: str, size: int, tmp_path: Path, program: str | None = None) -> bytes:
     """Load programs/NAME, run one program (default: NAME) and return the first value of its map."""
     judge = Libbpf()
-    built = compile_bpf(PROGRAMS / f"{name}.bpf.c", tmp_path / f"{name}.bpf.o")
+    built = compile_object(PROGRAMS / f"{name}.bpf.c", tmp_path / f"{name}.bpf.o")
     with judge.loaded(built, program or name) as (judgement, opened):
         assert judgement.errno == 0, judgement.messages
         assert opened is not None

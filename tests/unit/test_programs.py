@@ -17,8 +17,8 @@ from elftools.elf.elffile import ELFFile
 from harness.config import load_yaml
 from harness.guest.prog_types import parse_section
 from harness.model.expectation import expectations_from
-from tests.support.clang import PROGRAMS, clang, core_relos
-from tests.support.libbpf_judge import Libbpf, needs_bpf
+from tests.support.objects import PROGRAMS, clang, core_relos
+from tests.support.real_libbpf import Libbpf, needs_bpf
 
 NAMES = sorted(path.name.removesuffix(".bpf.c") for path in PROGRAMS.glob("*.bpf.c"))
 PER_ARCH = {
@@ -32,7 +32,8 @@ FOR_OLD_KERNELS = ["cpu_time", "start_time", "task_state", "thread_fsbase", "thr
 ASKED_FOR = [
     "bpf_cookie", "cgroup_subsys", "cpu_time", "exe_name", "exe_name_direct", "fancy_helper", "file_open",
     "fsbase_as_published", "io_accounting", "kconfig", "process_lineage", "ring_or_perf", "sizes", "start_time",
-    "task_state", "tcp_bitfields", "tcp_connect", "thread_fsbase", "thread_fsbase_else", "type_ids", "type_matches", "user_read",
+    "task_state", "tcp_bitfields", "tcp_connect", "thread_fsbase", "thread_fsbase_else", "type_ids", "type_matches",
+    "user_read",
 ]  # fmt: skip
 # What each program is there to show; every kind of CO-RE relocation appears in some program.
 SHOWS = {
@@ -175,12 +176,12 @@ FENTRY = {"exe_name_direct", "tcp_bitfields"}
 @needs_bpf
 @pytest.mark.parametrize("name", sorted(set(NAMES) - FENTRY - {"fsbase_as_published"} - set(PER_ARCH)))
 def test_this_machine_loads_it_with_libbpf(name: str, build: Path) -> None:
-    judgement = Libbpf().judge(build / f"{name}.bpf.o")
+    judgement = Libbpf().load(build / f"{name}.bpf.o")
     assert judgement.errno == 0, judgement.messages
 
 
 @needs_bpf
 def test_the_published_guard_is_refused_and_the_field_named(build: Path) -> None:
-    judgement = Libbpf().judge(build / "fsbase_as_published.bpf.o")
+    judgement = Libbpf().load(build / "fsbase_as_published.bpf.o")
     assert judgement.errno == 22
     assert "thread_struct___v46.fs" in judgement.messages

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clang import OBJECTS, PROGRAMS, clang_run, compile_bpf, disassembly, target_btf
-from tests.support.libbpf_judge import Libbpf, needs_bpf
+from tests.support.objects import OBJECTS, PROGRAMS, clang_run, compile_object, disassembly, target_btf
+from tests.support.real_libbpf import Libbpf, needs_bpf
 
 SEEDS = OBJECTS / "seeds"
 DOES_NOT_COMPILE = {
@@ -28,7 +28,7 @@ DOCUMENTS = Path("/work/shared/seeds")
 
 
 def seed(name: str, tmp_path: Path) -> Path:
-    return compile_bpf(SEEDS / f"{name}.bpf.c", tmp_path / f"{name}.bpf.o")
+    return compile_object(SEEDS / f"{name}.bpf.c", tmp_path / f"{name}.bpf.o")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ SOUND_TWINS = [
 @needs_bpf
 @pytest.mark.parametrize(("name", "program"), POISONED_EVERYWHERE)
 def test_members_no_kernel_has_are_poison(name: str, program: str, tmp_path: Path) -> None:
-    judgement = Libbpf().judge(seed(name, tmp_path), program)
+    judgement = Libbpf().load(seed(name, tmp_path), program)
     assert judgement.errno == 22
     assert judgement.poisoned >= 1
     assert "failed to resolve CO-RE relocation" in judgement.messages
@@ -94,7 +94,7 @@ def test_members_no_kernel_has_are_poison(name: str, program: str, tmp_path: Pat
 @needs_bpf
 @pytest.mark.parametrize(("name", "program"), SOUND_TWINS)
 def test_their_sound_twins_load(name: str, program: str, tmp_path: Path) -> None:
-    judgement = Libbpf().judge(seed(name, tmp_path), program)
+    judgement = Libbpf().load(seed(name, tmp_path), program)
     assert (judgement.errno, judgement.poisoned) == (0, 0)
 
 
@@ -102,7 +102,7 @@ def test_their_sound_twins_load(name: str, program: str, tmp_path: Path) -> None
 def test_real_start_time_tv_sec_is_never_found(tmp_path: Path, btf_4_19: Path) -> None:
     """On 4.19, which has real_start_time, the guide's checks are both 0, and the sound program's second check is 1."""
     judge = Libbpf()
-    published = judge.judge(seed("start_time_tv_sec", tmp_path), btf=btf_4_19)
+    published = judge.load(seed("start_time_tv_sec", tmp_path), btf=btf_4_19)
     assert published.errno == 0
     assert published.decisions == [
         ("field_exists", "task_struct.start_boottime", 0),
@@ -110,14 +110,14 @@ def test_real_start_time_tv_sec_is_never_found(tmp_path: Path, btf_4_19: Path) -
         ("field_exists", "task_struct.real_start_time", 0),
         ("byte_off", "task_struct.real_start_time.tv_sec", None),
     ]
-    sound = judge.judge(compile_bpf(PROGRAMS / "start_time.bpf.c", tmp_path / "start_time.bpf.o"), btf=btf_4_19)
+    sound = judge.load(compile_object(PROGRAMS / "start_time.bpf.c", tmp_path / "start_time.bpf.o"), btf=btf_4_19)
     assert sound.decisions[-2] == ("field_exists", "task_struct___before_5_5.real_start_time", 1)
     assert sound.decisions[-1][2] is not None
 
 
 @needs_bpf
 def test_state_unguarded_is_poison_before_5_14(tmp_path: Path, btf_4_19: Path) -> None:
-    judgement = Libbpf().judge(seed("state_unguarded", tmp_path), btf=btf_4_19)
+    judgement = Libbpf().load(seed("state_unguarded", tmp_path), btf=btf_4_19)
     assert (judgement.errno, judgement.poisoned) == (22, 1)
 
 
@@ -140,16 +140,16 @@ def test_the_name_behind_a_pointer_must_be_followed(tmp_path: Path) -> None:
 @needs_bpf
 def test_reading_through_a_number_is_refused(tmp_path: Path) -> None:
     built = seed("direct_scalar", tmp_path)
-    refused = Libbpf().judge(built, "direct_scalar")
+    refused = Libbpf().load(built, "direct_scalar")
     assert refused.errno == 13
     assert "invalid mem access" in refused.messages
-    assert Libbpf().judge(built, "direct_btf").errno == 0
+    assert Libbpf().load(built, "direct_btf").errno == 0
 
 
 @needs_bpf
 def test_a_forward_declaration_finds_no_struct(tmp_path: Path) -> None:
     judge, built = Libbpf(), seed("forward_declared", tmp_path)
-    assert [judge.judge(built, name).insns[4:8] for name in ("forward_declared", "defined")] == [
+    assert [judge.load(built, name).insns[4:8] for name in ("forward_declared", "defined")] == [
         bytes(4),
         b"\1\0\0\0",
     ]
@@ -157,15 +157,15 @@ def test_a_forward_declaration_finds_no_struct(tmp_path: Path) -> None:
 
 @needs_bpf
 def test_an_extern_without_kconfig_is_refused(tmp_path: Path) -> None:
-    judgement = Libbpf().judge(seed("extern_without_kconfig", tmp_path))
+    judgement = Libbpf().load(seed("extern_without_kconfig", tmp_path))
     assert judgement.errno != 0
     assert "extern 'CONFIG_TASK_IO_ACCOUNTING'" in judgement.messages
 
 
 @needs_bpf
 def test_the_slides_spelling_of_the_config_switch_fails_the_object(tmp_path: Path) -> None:
-    built = compile_bpf(OBJECTS / "kconfig_missing.bpf.c", tmp_path / "x.o")
-    judgement = Libbpf().judge(built, kconfig="CONFIG_TASK_IO_ACCOUNTING=y\nCONFIG_HZ=250\n")
+    built = compile_object(OBJECTS / "kconfig_missing.bpf.c", tmp_path / "x.o")
+    judgement = Libbpf().load(built, kconfig="CONFIG_TASK_IO_ACCOUNTING=y\nCONFIG_HZ=250\n")
     assert judgement.errno == 3 or "CONFIG_IO_TASK_ACCOUNTING" in judgement.messages
     assert judgement.errno != 0
 
@@ -174,15 +174,15 @@ def test_the_slides_spelling_of_the_config_switch_fails_the_object(tmp_path: Pat
 def test_existence_checks_can_fail(tmp_path: Path) -> None:
     target = target_btf(SEEDS / "exists_ambiguous.bpf.c", tmp_path / "target.btf")
     judge, built = Libbpf(), seed("exists_ambiguous", tmp_path)
-    judgement = judge.judge(built, btf=target)
+    judgement = judge.load(built, btf=target)
     assert judgement.errno == 22
     assert "field offset ambiguity" in judgement.messages
-    assert judge.judge(built).errno == 0  # no such type in a real kernel: 0, and no failure
+    assert judge.load(built).errno == 0  # no such type in a real kernel: 0, and no failure
 
 
 @needs_bpf
 def test_a_missing_types_size_is_zero_not_poison(tmp_path: Path) -> None:
-    built = compile_bpf(PROGRAMS / "sizes.bpf.c", tmp_path / "sizes.bpf.o")
+    built = compile_object(PROGRAMS / "sizes.bpf.c", tmp_path / "sizes.bpf.o")
     judge = Libbpf()
     with judge.loaded(built) as (judgement, opened):
         assert judgement.errno == 0, judgement.messages
