@@ -169,9 +169,8 @@ class _Row:
                     part = next((item for item in found if version in (None, item.version)), None)
                     if part is None:
                         # Debian drops -modules and -base of superseded backports but keeps the signed -binary.
-                        self.client.say(
-                            f"{self.spec.id}: {name} {version or ''} is no longer in the index: done without"
-                        )
+                        absent.add(name)
+                        self.client.say(f"{self.spec.id}: {name} is no longer in the index: done without")
                         continue
                     parts[name] = part
                     queue.append(part)
