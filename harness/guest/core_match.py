@@ -153,7 +153,7 @@ class Matcher:
         if t.vlen and len(spec.raw) == BPF_CORE_SPEC_MAX_LEN:
             raise self._too_many_steps()
         self._count_work(t.vlen)
-        self.why = f"has no member '{local[2]}'"
+        self.why = f"has no member '{local[2]}'{self._similar(local[2] or '', t)}"
         for index, (name, type_id, bits, _) in enumerate(self.target.members(t)):
             if name and name != local[2]:
                 continue
@@ -168,6 +168,14 @@ class Matcher:
             spec.advance(-bits)
             spec.raw.pop()
         return None
+
+    def _similar(self, wanted: str, t: Type) -> str:
+        """For people: members whose name holds the wanted one or is held by it (`state` and `__state`)."""
+        names = [
+            name for name, _, _, _ in self.target.members(t) if len(name) > 1 and (wanted in name or name in wanted)
+        ]
+        near = [name for name in names if name != wanted][:3]
+        return " (it has " + ", ".join(f"'{name}'" for name in near) + ")" if near else ""
 
     def _accept_member(
         self, local: tuple[int, int, str | None], t: Type, index: int, type_id: int, spec: Spec
