@@ -204,6 +204,10 @@ class SecDef:
         return ATTACH_TYPES[self.attach] if self.attach or self.flags & ATTACHABLE else None
 
     @property
+    def is_sleepable(self) -> bool:
+        return bool(self.flags & SLEEPABLE)
+
+    @property
     def prog_flags(self) -> int:
         """`bpf_attr.prog_flags` that follow from the section (libbpf_prepare_prog_load())."""
         return (BPF_F_SLEEPABLE if self.flags & SLEEPABLE else 0) | (BPF_F_XDP_HAS_FRAGS if self.flags & XDP_FRAGS else 0)

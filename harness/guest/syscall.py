@@ -60,6 +60,8 @@ class Bpf:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
+        self._libc.syscall.restype = ctypes.c_long
         self._nr = _NR_BPF[os.uname().machine]
         self._log: Buffer | None = None
         self._raise_memlock()
@@ -159,6 +161,15 @@ class Bpf:
         value = Buffer(max(value_size, 1))
         self.call(MAP_LOOKUP_ELEM, struct.pack("=IIQQQ", fd, 0, _address(key), value.address, 0))
         return value.map[:value_size]
+
+    def map_id(self, fd: int) -> int:
+        """The map's id; 0 before 4.13, when maps had none."""
+        info = bytearray(80)
+        try:
+            self.info(fd, info)
+        except OSError:
+            return 0
+        return int(struct.unpack_from("=I", info, 4)[0])
 
     def map_freeze(self, fd: int) -> None:
         self.call(MAP_FREEZE, struct.pack("=I", fd))

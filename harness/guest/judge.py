@@ -1,0 +1,199 @@
+"""What a kernel makes of an object: facts, exactly as docs/facts.md has them.
+
+`Machine` is what stays the same between objects (BTF, probes, Kconfig); `judge` answers one request.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import btf as B
+from . import evidence, probe
+from .errors import GuestError
+from .externs import KernelSymbols
+from .kconfig import kernel_version
+from .modules import ModuleBtf, load_all
+from .syscall import MAP_GET_NEXT_ID, PROG_GET_NEXT_ID, Bpf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+KERNEL_BTF = "/sys/kernel/btf/vmlinux"
+_GONE_SECONDS = 5.0
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _number(path: str) -> int | None:
+    text = _read(path)
+    return int(text) if text is not None and text.strip().lstrip("-").isdigit() else None
+
+
+class Machine:
+    """One kernel and what was found out about it. Build it with `survey`; it holds file descriptors until the process ends.
+
+    `bpf` makes the calls, `features` are the probes' answers, `btf` the target of relocation (None: there is none), `symbols`
+    what externs ask for. `btf_override` and `kconfig_override` are the files given to `survey`, None for the kernel's own.
+    """
+
+    def __init__(self, bpf: Bpf, btf_path: str | None = None, kconfig_path: str | None = None) -> None:
+        self.bpf = bpf
+        self.btf_override = btf_path
+        self.kconfig_override = kconfig_path
+        self.btf_error: str | None = None
+        self._own: B.Btf | None = None
+        self._own_read = False
+        self._modules: list[ModuleBtf] | None = None
+        self._kconfig: str | None = None
+        self._sha256: str | None = None
+        self.btf = self._target()
+        self.features = probe.survey(bpf)
+        self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
+        self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_text, self._virtual)
+        uname = os.uname()
+        self.kern_version = kernel_version(uname.release, uname.version, _read("/proc/version_signature"))
+
+    @classmethod
+    def survey(cls, *, btf_path: str | None = None, kconfig_path: str | None = None, bpf: Bpf | None = None) -> Machine:
+        """Look at this machine's kernel. `btf_path`: a BTF (or ELF) to relocate against instead of the kernel's own;
+        `kconfig_path`: Kconfig text instead of /boot/config-RELEASE and /proc/config.gz; `bpf`: a stand-in for tests."""
+        return cls(bpf or Bpf(), btf_path, kconfig_path)
+
+    # -- BTF
+
+    def _target(self) -> B.Btf | None:
+        if self.btf_override is None:
+            target = self.kernel_btf()
+        else:
+            target = self._load(self.btf_override)
+        if target is not None:
+            target.ids_by_essential_name("task_struct")  # builds the name index now, not in the first request
+        return target
+
+    def _load(self, path: str) -> B.Btf | None:
+        try:
+            return B.load(path)
+        except (OSError, GuestError) as error:
+            self.btf_error = f"{path}: {error}"
+            return None
+
+    def kernel_btf(self) -> B.Btf | None:
+        """The BTF this kernel itself has, None when it has none."""
+        if not self._own_read:
+            self._own_read = True
+            self._own = self._load(KERNEL_BTF) if os.path.exists(KERNEL_BTF) else None
+        return self._own
+
+    def modules(self) -> list[ModuleBtf]:
+        """BTF of the loaded modules (empty without the kernel's own BTF)."""
+        if self._modules is None:
+            base = self.kernel_btf()
+            self._modules = load_all(self.bpf, base) if base is not None else []
+        return self._modules
+
+    # -- Kconfig and the values libbpf makes up
+
+    def kconfig_text(self) -> str | None:
+        """The kernel's Kconfig, None when it is nowhere to be read."""
+        if self._kconfig is None:
+            release = os.uname().release
+            path = self.kconfig_override or f"/boot/config-{release}"
+            self._kconfig = _read(path)
+            if self._kconfig is None and self.kconfig_override is None:
+                self._kconfig = _read_gz("/proc/config.gz")
+        return self._kconfig
+
+    def _virtual(self, name: str) -> int | None:
+        if name == "LINUX_KERNEL_VERSION":
+            return self.kern_version
+        if name == "LINUX_HAS_BPF_COOKIE":
+            return int(self.features["bpf_cookie"])
+        if name == "LINUX_HAS_SYSCALL_WRAPPER":
+            return int(probe.syscall_wrapper())
+        return None
+
+    # -- facts
+
+    def facts(self) -> dict[str, Any]:
+        """The `guest` part."""
+        uname = os.uname()
+        return {
+            "release": uname.release, "version": uname.version, "machine": uname.machine, "cpus": os.cpu_count(),
+            "python": "%d.%d.%d" % sys.version_info[:3], "btf": self._btf_facts(),
+            "taint": _number("/proc/sys/kernel/tainted"), "jit": _number("/proc/sys/net/core/bpf_jit_enable"),
+            "unprivileged_bpf_disabled": _number("/proc/sys/kernel/unprivileged_bpf_disabled"),
+            "lockdown": _lockdown(), "features": dict(self.features),
+        }  # fmt: skip
+
+    def _btf_facts(self) -> dict[str, Any]:
+        path = self.btf_override or KERNEL_BTF
+        if self.btf is None:
+            return {"source": "none", "sha256": None, "types": 0, "error": self.btf_error}
+        if self._sha256 is None:
+            with open(path, "rb") as file:
+                self._sha256 = _sha256_hex(file.read())
+        return {"source": "file" if self.btf_override else "kernel", "sha256": self._sha256, "types": self.btf.count - 1}
+
+    def await_gone(self, progs: set[int], maps: set[int]) -> bool:
+        """Wait until the kernel has freed these programs and maps (it does so later, on its own); False after five seconds."""
+        from time import monotonic, sleep
+
+        limit = monotonic() + _GONE_SECONDS
+        while True:
+            try:
+                left = progs & set(self.bpf.ids(PROG_GET_NEXT_ID)) or maps & set(self.bpf.ids(MAP_GET_NEXT_ID))
+            except OSError:  # no ids before 4.13: nothing to wait for
+                return True
+            if not left:
+                return True
+            if monotonic() > limit:
+                return False
+            sleep(0.001)  # freed by RCU: the kernel announces it to nobody
+
+
+def _sha256_hex(data: bytes) -> str:
+    """hashlib would pull in OpenSSL; CPython's own module has another name since 3.12."""
+    for name in ("_sha256", "_sha2", "hashlib"):
+        try:
+            module = __import__(name)
+        except ImportError:
+            continue
+        return str(module.sha256(data).hexdigest())
+    msg = "this Python has no SHA-256"
+    raise RuntimeError(msg)
+
+
+def _read_gz(path: str) -> str | None:
+    if not os.path.exists(path):
+        return None
+    import zlib
+
+    with open(path, "rb") as file:
+        return zlib.decompress(file.read(), 31).decode("utf-8", "replace")
+
+
+def _lockdown() -> str | None:
+    text = _read("/sys/kernel/security/lockdown")
+    if text is None or "[" not in text:
+        return None
+    return text.partition("[")[2].partition("]")[0]
+
+
+def judge(machine: Machine, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Facts about the object in `data` (docs/facts.md). Whatever is wrong with the object is a fact, not an exception."""
+    if request.get("loader") == "libbpf":
+        from . import libbpf_loader
+
+        return libbpf_loader.judge(machine, data, request, progress)
+    from .object_judge import ObjectJudge
+
+    return ObjectJudge(machine, request, progress).facts(data)
