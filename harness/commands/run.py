@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
 from harness.errors import Interrupted, UsageError
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("corematrix-runs"), metavar="DIR", help="where run directories are made")
     add("--jobs", type=_positive, metavar="N", help="guests at a time (default: as many as cores and memory allow)")
     add("--timeout", type=_positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
+    add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--quiet", action="store_true", help="no progress, only the report")
 
@@ -60,8 +61,8 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     listener = progress_for(stderr, len(job.cells), quiet=options.quiet)
     with Store.default() as store:
         judging = Judging(
-            store=store, lock=job.matrix.lock, expectations=job.expectations, directory=directory,
-            today=job.started.date(), timeout=options.timeout, rerun=job.rerun,
+            store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
+            directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
         )  # fmt: skip
         plan = Plan(
             cells=tuple(cell for cell in job.cells if not cell.not_applicable),
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         done, stopped = _collect(settled, LocalExecutor(judging.services()).run(plan, listener), directory, listener)
     missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
     cells = _in_order(job.cells, [*done.values(), *missing])
-    result = _run_result(job, cells)
+    result = _run_result(job, cells, judging.guest_packages())
     _store_and_show(result, directory, options, stdout)
     return Interrupted.exit_status if stopped else exit_status(cells)
 
@@ -180,10 +181,13 @@ def _in_order(cells: Sequence[Cell], results: Iterable[CellResult]) -> tuple[Cel
     return tuple(by_id[str(cell.id)] for cell in cells)
 
 
-def _run_result(job: Job, cells: tuple[CellResult, ...]) -> RunResult:
+def _run_result(job: Job, cells: tuple[CellResult, ...], guest_packages: dict[str, Any]) -> RunResult:
     return RunResult(
         tool={"name": "corematrix", "version": __version__, "python": platform.python_version()},
-        host={"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        host={
+            "system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(),
+            "guest_packages": guest_packages,
+        },
         started=job.started.isoformat(),
         seconds=round((datetime.now(UTC) - job.started).total_seconds(), 1),
         cells=cells,

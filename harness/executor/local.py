@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from harness.model.result import CellResult
 FETCHERS = 2
 # A kernel whose guest did not come up this often in a row is not asked again for its other cells.
 MOST_FAILED_BOOTS = 2
+# How long an interrupted run waits for its guests' threads, in seconds.
+PATIENCE = 3.0
 STOPPED = "stopped before it was judged"
 
 
@@ -54,7 +57,7 @@ class Services:
     """
 
     provide: Callable[[KernelSpec, Callable[[str], None]], Kernel]
-    open_session: Callable[[Kernel], GuestSession]
+    open_session: Callable[[Kernel, Callable[[str], None]], GuestSession]
     conclude: Callable[[Cell, Kernel, GuestSession | None, Answer], CellResult]
     give_up: Callable[[Cell, Kernel | None, BaseException], CellResult]
 
@@ -100,26 +103,25 @@ class _Pool:
         self._work = Work(self._queues)
         self._memory = MemoryBudget(plan.limits.memory_mb)
         self._guests: set[_Guest] = set()
-        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
-        self._threads = [
-            threading.Thread(target=self._serve_all, name=f"guest-{number}", daemon=True)
-            for number in range(min(plan.limits.jobs, len(plan.cells)))
-        ]
+        self._unfetched: deque[KernelQueue] = deque(self._queues)
+        # Daemons: a download or a boot under way must not keep an interrupted run from ending. The guests end with them
+        # (`proc.spawn`), the cache survives it (`store`).
+        self._fetchers = _threads("fetch", FETCHERS, self._fetch_all)
+        self._guest_threads = _threads("guest", min(plan.limits.jobs, len(plan.cells)), self._serve_all)
 
     def start(self) -> None:
-        for queue in self._queues:
-            self._fetchers.submit(self._fetch, queue)
-        for thread in self._threads:
+        for thread in (*self._fetchers, *self._guest_threads):
             thread.start()
 
     def stop(self) -> None:
         self._work.stop()
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._unfetched.clear()
         for guest in list(self._guests):
             guest.close()
-        for thread in self._threads:
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._guest_threads:
             if thread.is_alive():
-                thread.join(timeout=10)
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def tell_kernel(self, kernel_id: str, message: str) -> None:
         self.events.put(lambda listener: listener.on_kernel(kernel_id, message))
@@ -129,6 +131,14 @@ class _Pool:
 
     def _finish(self, result: CellResult) -> None:
         self.events.put(_Finished(result=result))
+
+    def _fetch_all(self) -> None:
+        while True:
+            try:
+                queue = self._unfetched.popleft()
+            except IndexError:
+                return
+            self._fetch(queue)
 
     def _fetch(self, queue: KernelQueue) -> None:
         """Get a kernel's files; when they cannot be had, every one of its cells says why."""
@@ -166,12 +176,16 @@ class _Pool:
             answer = ask_until_answered(
                 guest.asker(cell), retries=self._plan.retries, on_progress=lambda message: self._progress(cell, message)
             )
-            return self._services.conclude(cell, guest.kernel, guest.session, answer)
+            return self._services.conclude(cell, guest.kernel, guest.latest, answer)
         except Exception as error:  # as in _fetch
             return self._services.give_up(cell, guest.kernel, error)
 
     def _progress(self, cell: Cell, message: dict[str, Any]) -> None:
         self.tell_cell(cell, " ".join(str(message[key]) for key in ("phase", "prog") if message.get(key)))
+
+
+def _threads(name: str, count: int, target: Callable[[], None]) -> list[threading.Thread]:
+    return [threading.Thread(target=target, name=f"{name}-{number}", daemon=True) for number in range(count)]
 
 
 class _Guest:
@@ -180,6 +194,7 @@ class _Guest:
     def __init__(self, pool: _Pool, kernel: Kernel, services: Services) -> None:
         self.kernel = kernel
         self.session: GuestSession | None = None
+        self.latest: GuestSession | None = None  # also when it is gone: where the last answer, or none, came from
         self._pool = pool
         self._services = services
         self._closed = False
@@ -199,7 +214,7 @@ class _Guest:
             try:
                 return session.ask(cell, progs=progs, skip_progs=skip_progs, on_progress=on_progress)
             except GuestLostError as lost:
-                self._pool.tell_kernel(self.kernel.spec.id, f"guest lost ({lost.status}): {lost.message}")
+                self._say(f"guest lost ({lost.status}): {lost.message}")
                 self.end()
                 raise
 
@@ -216,6 +231,9 @@ class _Guest:
         self._closed = True
         self.end()
 
+    def _say(self, message: str) -> None:
+        self._pool.tell_kernel(self.kernel.spec.id, message.removeprefix(f"{self.kernel.spec.id}: "))
+
     def _opened(self) -> GuestSession:
         if self._dead is not None:
             raise self._dead
@@ -227,13 +245,14 @@ class _Guest:
         return self.session
 
     def _boot(self) -> GuestSession:
-        self._pool.tell_kernel(self.kernel.spec.id, "starting a guest")
+        self._say("starting a guest")
         try:
-            session = self._services.open_session(self.kernel)
+            session = self._services.open_session(self.kernel, self._say)
         except GuestLostError as lost:
             self._failed_boots += 1
             if self._failed_boots == MOST_FAILED_BOOTS:
                 self._dead = lost
             raise
         self._failed_boots = 0
+        self.latest = session
         return session

@@ -55,7 +55,7 @@ class World:
         self.provided(spec)
         return make.kernel(spec)
 
-    def _open(self, kernel: Kernel) -> FakeSession:
+    def _open(self, kernel: Kernel, _say: Callable[[str], None]) -> FakeSession:
         with self.lock:
             self.boots[kernel.spec.id] += 1
         self.boot(kernel.spec)
@@ -224,7 +224,7 @@ def test_closing_the_results_early_ends_every_guest() -> None:
             release.set()
 
     world = World()
-    services = replace(world.services(), open_session=lambda _kernel: Hanging(world))
+    services = replace(world.services(), open_session=lambda _kernel, _say: Hanging(world))
     plan = Plan(cells=grid(2, 3), limits=WIDE)
     with closing(LocalExecutor(services).run(plan, QuietProgress())) as results:
         next(results)

@@ -1,0 +1,175 @@
+"""The pool's services in earnest: kernels fetched, guests opened, facts judged, logs kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
+
+from harness import judge, kernels
+from harness.apt.guest import fetch_guest
+from harness.apt.repository import AptOptions
+from harness.boot import GuestPackages
+from harness.errors import CorematrixError, InfrastructureError, Interrupted
+from harness.executor.attempts import Answer
+from harness.executor.local import STOPPED, GuestSession, Services
+from harness.model.cell import Cell
+from harness.model.expectation import NONE, Expectations
+from harness.model.kernel import Kernel, KernelSpec
+from harness.model.lock import Lock
+from harness.model.result import CellResult, KernelResult, ObjectResult
+from harness.model.sources import GuestPackages as WantedPackages
+from harness.model.verdict import CellStatus
+from harness.rundir import RunDirectory, file_name, logs_of
+from harness.session import JudgeRequest, Session, SessionOptions
+from harness.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
+    command
+    that runs a cell again. Its services are used by many threads.
+    """
+
+    store: Store
+    guest: WantedPackages
+    lock: Lock | None
+    expectations: Mapping[str, Expectations]
+    directory: RunDirectory
+    today: date
+    rerun: Callable[[Cell], str]
+    timeout: float | None = None
+    cold: bool = False
+    apt: AptOptions = field(default_factory=AptOptions)
+    _packages: dict[str, GuestPackages] = field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+
+    def services(self) -> Services:
+        """What `LocalExecutor` runs on."""
+        return Services(
+            provide=self._provide, open_session=self._open, conclude=self._conclude, give_up=self._give_up
+        )
+
+    def not_applicable(self, cell: Cell) -> CellResult:
+        """The result of a cell that was never to be run."""
+        return replace(self._begun(cell, None, None), status=CellStatus.NOT_APPLICABLE, reason=cell.not_applicable)
+
+    def interrupted(self, cell: Cell) -> CellResult:
+        """The result of a cell that the user did not wait for."""
+        return judge.lost(self._begun(cell, None, None), Interrupted(STOPPED))
+
+    def guest_packages(self) -> dict[str, list[dict[str, Any]]]:
+        """What the guests of each architecture were made of, so far."""
+        return {arch: list(packages.provenance) for arch, packages in sorted(self._packages.items())}
+
+    def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
+        kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
+        with self._locks[spec.arch.name]:
+            if spec.arch.name not in self._packages:
+                debs = fetch_guest(self.guest, spec.arch, self.store, self.lock, on_event, options=self.apt)
+                self._packages[spec.arch.name] = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
+        return kernel
+
+    def _open(self, kernel: Kernel, on_event: Callable[[str], None]) -> GuestSession:
+        options = SessionOptions(
+            store=self.store,
+            packages=self._packages[kernel.spec.arch.name],
+            cold=self.cold,
+            judge_seconds=self.timeout,
+            on_event=on_event,
+        )
+        return _OpenSession(Session(kernel, options))
+
+    def _conclude(self, cell: Cell, kernel: Kernel, session: GuestSession | None, answer: Answer) -> CellResult:
+        begun = self._begun(cell, kernel, session if isinstance(session, _OpenSession) else None)
+        begun = replace(begun, attempts=answer.attempts)
+        if answer.facts is None:
+            assert answer.lost is not None
+            at = f" (at program {answer.last_prog})" if answer.last_prog else ""
+            return self._with_console(judge.lost(begun, answer.lost), at)
+        expectations = self.expectations.get(cell.object.name, NONE)
+        result = judge.classify(answer.facts, begun, expectations, today=self.today, crashed=answer.crashed_progs)
+        tails = list(answer.crashed_progs.values())
+        result = replace(result, console_tail=tails[-1] if tails else result.console_tail)
+        return self.directory.keep_logs(result, logs_of(answer.facts))
+
+    def _with_console(self, result: CellResult, at: str) -> CellResult:
+        if result.console_tail:
+            self.directory.write(f"consoles/{file_name(result.id)}.log", result.console_tail)
+        return replace(result, reason=f"{result.reason}{at}")
+
+    def _give_up(self, cell: Cell, kernel: Kernel | None, error: BaseException) -> CellResult:
+        begun = self._begun(cell, kernel, None)
+        if isinstance(error, CorematrixError):
+            return judge.lost(begun, error)
+        trace = "".join(traceback.format_exception(error))
+        path = self.directory.write(f"internal-errors/{file_name(str(cell.id))}.log", trace)
+        message = f"internal error: {type(error).__name__}: {error}"
+        return judge.lost(begun, InfrastructureError(message, remedy=f"please report it with {path}"))
+
+    def _begun(self, cell: Cell, kernel: Kernel | None, session: _OpenSession | None) -> CellResult:
+        spec = cell.kernel
+        return CellResult.begin(
+            cell.id,
+            KernelResult(
+                id=spec.id,
+                arch=spec.arch.name,
+                release=kernel.release if kernel else None,
+                variant=spec.variant,
+                source=kernel.source if kernel else {},
+                btf_sha256=kernel.btf_sha256 if kernel else None,
+            ),
+            ObjectResult(name=cell.object.name, path=str(cell.object.path), sha256=cell.object.sha256),
+            substituted=kernel.substituted if kernel else None,
+            rerun=self.rerun(cell),
+            **(session.provenance() if session else {}),
+        )
+
+
+class _OpenSession:
+    """A `Session` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._boot_seconds = session.provenance.seconds
+        self._load_seconds = 0.0
+
+    def ask(
+        self,
+        cell: Cell,
+        *,
+        progs: tuple[str, ...] | None,
+        skip_progs: tuple[str, ...],
+        on_progress: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        started = time.monotonic()
+        request = JudgeRequest(
+            name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs
+        )
+        try:
+            return self._session.judge(request, cell.object.path.read_bytes(), on_progress)
+        finally:
+            self._load_seconds = time.monotonic() - started
+
+    def close(self) -> None:
+        self._session.close()
+
+    def provenance(self) -> dict[str, Any]:
+        """For the result just asked for. A boot's seconds count once: for the first cell it served."""
+        found = self._session.provenance
+        boot, self._boot_seconds = self._boot_seconds, 0.0
+        seconds = {"boot": boot, "load": self._load_seconds, "total": boot + self._load_seconds}
+        return {
+            "accelerator": found.accelerator,
+            "cpus": found.cpus,
+            "qemu": found.qemu,
+            "start": found.start,
+            "notes": found.notes,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        }
