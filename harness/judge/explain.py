@@ -278,7 +278,7 @@ def why(relo: Relocation) -> str | None:
     refusal = _refusal(close) if close and close.why_not else None
     if relo.reason and refusal and (close is None or (close.why_not or "") not in relo.reason):
         return f"{relo.reason}; nearest candidate {refusal}"
-    return relo.reason or refusal or ("no type of that name in this kernel's BTF" if not relo.candidates else None)
+    return relo.reason or refusal
 
 
 def _refusal(candidate: Candidate) -> str:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.result import RunResult
-from harness.report import json_format, terminal
+from harness.report import csv_format, diff_format, json_format, junit, markdown, terminal
+from harness.report.diff import CostLimits, Diff, diff
+
+__all__ = ["FORMATS", "CostLimits", "Diff", "Format", "diff", "render", "render_diff"]
+
+render_diff = diff_format.render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,21 @@ FORMATS: Mapping[str, Format] = {
         purpose="everything, in the stable schema (schema.json)",
         suffix="json",
         render=lambda request: json_format.render(request.run),
+    ),
+    "junit": Format(
+        purpose="JUnit XML for CI servers: a suite is a kernel, a case a program",
+        suffix="xml",
+        render=lambda request: junit.render(request.run),
+    ),
+    "markdown": Format(
+        purpose="GitHub Markdown, sized for a step summary",
+        suffix="md",
+        render=lambda request: markdown.render(request.run),
+    ),
+    "csv": Format(
+        purpose="the verifier's figures, for `veristat -C`",
+        suffix="csv",
+        render=lambda request: csv_format.render(request.run),
     ),
 }
 

@@ -25,12 +25,17 @@ def render(view: View, paint: Paint) -> list[str]:
         left = pad(untrusted.fit(shared.rstrip("-"), object_width), object_width + program_width + 2 * _GAP)
         lines += _head([heads[n] for n in block], [widths[n] for n in block], left, paint)
         for label, program, marks in rows:
-            fields = [paint(pad(marks[n].word or "·", widths[n]), marks[n].mood) for n in block]
+            fields = [_field(marks[n], widths[n], paint) for n in block]
             name = paint(pad(untrusted.fit(label, object_width), object_width + _GAP), "strong")
             what = pad(untrusted.fit(program, program_width), program_width + _GAP)
             lines.append((name + what + (" " * _GAP).join(fields)).rstrip())
         lines.append("")
     return lines + _legend(rows, paint)
+
+
+def _field(mark: Mark, width: int, paint: Paint) -> str:
+    word = mark.word or "·"
+    return paint(word, mark.mood) + " " * (width - len(word))
 
 
 def _rows(view: View) -> Iterator[tuple[str, str, list[Mark]]]:

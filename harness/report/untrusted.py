@@ -16,7 +16,9 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e0fff]"
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>@&-])")
+# Brackets broken, parentheses need no escape; `-` and `+` mean something only where a line begins, which text never
+# does.
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~<>@&]|(?<=:)/(?=/)|(?<=www)\.)")
 
 
 def _visible(match: re.Match[str]) -> str:
@@ -50,11 +52,9 @@ def markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """For a Markdown code span in a table: a fence longer than any inside, bars escaped as GitHub wants."""
-    shown = line(text).strip().replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    pad = " " if shown.startswith("`") or shown.endswith("`") else ""
-    return f"{fence}{pad}{shown}{pad}{fence}" if shown else ""
+    """Code within Markdown, also in a table: HTML and escapes, since no fence holds both bar and backslash."""
+    shown = markdown(text.strip())
+    return f"<code>{shown}</code>" if shown else ""
 
 
 def width(text: str) -> int:

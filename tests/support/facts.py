@@ -57,7 +57,9 @@ def guard(index: int, field: str, value: int, **more: Any) -> dict[str, Any]:
     return relo(index, field, "field_exists", new_value=value, orig_value=1, **more)
 
 
-def prog(name: str = "prog", *, loaded: bool = True, relos: list[tuple[int, int]] | None = None, **more: Any) -> dict[str, Any]:
+def prog(
+    name: str = "prog", *, loaded: bool = True, relos: list[tuple[int, int]] | None = None, **more: Any
+) -> dict[str, Any]:
     """One of `progs`; `relos` are (relocation, final instruction)."""
     return {
         "name": name, "section": "raw_tp/x", "prog_type": "raw_tracepoint", "expected_attach_type": None,
@@ -89,7 +91,9 @@ def facts(progs: list[dict[str, Any]], core_relos: list[dict[str, Any]] | None =
     }  # fmt: skip
 
 
-def begun(kernel: str = "debian-6.1-cloud-amd64", object_: str = "x", *, arch: str = "x86_64", **more: Any) -> CellResult:
+def begun(
+    kernel: str = "debian-6.1-cloud-amd64", object_: str = "x", *, arch: str = "x86_64", **more: Any
+) -> CellResult:
     """A cell nothing is known of."""
     cell = CellId(kernel=kernel, object=object_, settings=more.pop("settings", ()), loader=more.pop("loader", "python"))
     kernel_result = KernelResult(id=kernel, arch=arch, release="6.1.0-50-cloud-amd64", variant="cloud")

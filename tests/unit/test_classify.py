@@ -13,7 +13,19 @@ from harness.judge import lost
 from harness.model.result import field_of, run_from_json, to_json
 from harness.model.verdict import CellStatus, Outcome, Stage, Verdict
 from harness.report import json_format
-from tests.support.facts import begun, evidence, facts, guard, judged, only_prog, poisoned, prog, relo, relocation, run_of
+from tests.support.facts import (
+    begun,
+    evidence,
+    facts,
+    guard,
+    judged,
+    only_prog,
+    poisoned,
+    prog,
+    relo,
+    relocation,
+    run_of,
+)
 
 CORE_ERROR = {"stage": "core", "errno": 22, "message": "relo #1: field offset ambiguity", "relo": 1}
 
@@ -67,7 +79,9 @@ def test_a_fatal_relocation_refuses_every_program_and_says_what_each_does_alone(
 
 
 def test_a_program_that_kills_the_kernel_has_a_verdict():
-    cell = judged(facts([prog("a"), prog("b", loaded=False, stage=None)]), crashed={"b": "[1.0] BUG: null\n[1.1] RIP: 0"})
+    cell = judged(
+        facts([prog("a"), prog("b", loaded=False, stage=None)]), crashed={"b": "[1.0] BUG: null\n[1.1] RIP: 0"}
+    )
     assert cell.progs[1].verdict is Verdict.CRASHED
     assert cell.progs[1].explanation == ("[1.0] BUG: null", "[1.1] RIP: 0")
     assert cell.status is CellStatus.FAILED
@@ -98,7 +112,10 @@ def test_subprogram_relocations_keep_their_function_and_both_places():
 
 
 def test_adaptations_that_libbpf_would_not_make_are_noted():
-    made = [{"name": "no_prog_name", "libbpf": True, "detail": "-"}, {"name": "min_btf", "libbpf": False, "detail": "4.9"}]
+    made = [
+        {"name": "no_prog_name", "libbpf": True, "detail": "-"},
+        {"name": "min_btf", "libbpf": False, "detail": "4.9"},
+    ]
     assert only_prog(judged(facts([prog(adaptations=made)]))).notes == (
         "loaded with an adaptation libbpf would not make: min_btf: 4.9",
     )
@@ -134,12 +151,24 @@ def test_the_field_of_a_spec(spec, field):
 
 def full_run():
     """One cell of every shape the schema has."""
-    relos = [guard(0, "a.old", 0), poisoned(1, "a.old", candidates=[{"name": "struct a", "id": 7, "why_not": "no"}]), relo(2)]
+    relos = [
+        guard(0, "a.old", 0),
+        poisoned(1, "a.old", candidates=[{"name": "struct a", "id": 7, "why_not": "no"}]),
+        relo(2),
+    ]
     flips = [{"relo": 0, "insn": 1, "value": 1, "loaded": False, "errno": 13, "survived": None, "visited": [[0, 4]]}]
-    guarded = prog(relos=[(0, 1), (1, 3)], evidence=evidence([[0, 3], [4, 9]], flips=flips),
-                   verifier={"processed_insns": 9, "insn_limit": 1000000})
-    refused = prog("r", loaded=False, log="3: (85) call unknown#195896080\ninvalid func unknown#195896080\n",
-                   relos=[(1, 3), (2, 5)], evidence=evidence(None, [[0, 4]]))
+    guarded = prog(
+        relos=[(0, 1), (1, 3)],
+        evidence=evidence([[0, 3], [4, 9]], flips=flips),
+        verifier={"processed_insns": 9, "insn_limit": 1000000},
+    )
+    refused = prog(
+        "r",
+        loaded=False,
+        log="3: (85) call unknown#195896080\ninvalid func unknown#195896080\n",
+        relos=[(1, 3), (2, 5)],
+        evidence=evidence(None, [[0, 4]]),
+    )
     extern = {"name": "CONFIG_HZ", "kind": "kconfig", "type": "int", "value": 250, "weak": False, "outcome": "resolved"}
     return run_of(
         judged(facts([guarded, refused], relos, externs=[extern])),
@@ -164,10 +193,17 @@ CONTRACT = {
     ("cells", "kernel"): "id release arch variant source btf_sha256",
     ("cells", "object"): "name path sha256",
     ("cells", "externs"): "name kind value weak outcome",
-    ("cells", "progs"): "name section prog_type verdict stage error expected met adaptations attach verifier core_relos",
+    (
+        "cells",
+        "progs",
+    ): "name section prog_type verdict stage error expected met adaptations attach verifier core_relos",
     ("cells", "progs", "verifier"): "processed_insns total_states peak_states max_states_per_insn stack_depth "
     "verification_usec log log_excerpt",
-    ("cells", "progs", "core_relos"): "prog section insn kind local_spec target_spec outcome orig_value new_value before "
+    (
+        "cells",
+        "progs",
+        "core_relos",
+    ): "prog section insn kind local_spec target_spec outcome orig_value new_value before "
     "after reason local target candidates source liveness evidence behind protects guarded_by",
     ("cells", "progs", "core_relos", "candidates"): "name id why_not",
     ("cells", "progs", "core_relos", "source"): "file line text",

@@ -34,7 +34,10 @@ def refused(name="prog", **more):
         ({"rules": [{"verdict": "any", "reason": "r", "expires": "soon"}]}, "x.yaml: rules[0].expires"),
         ({"rules": [{"relocations": [{"kind": "byte_off"}]}]}, "x.yaml: rules[0].relocations[0].field"),
         ({"rules": [{"relocations": [{"field": "a.b", "kind": "offset"}]}]}, "x.yaml: rules[0].relocations[0].kind"),
-        ({"rules": [{"relocations": [{"field": "a.b", "liveness": "dead"}]}]}, "x.yaml: rules[0].relocations[0].liveness"),
+        (
+            {"rules": [{"relocations": [{"field": "a.b", "liveness": "dead"}]}]},
+            "x.yaml: rules[0].relocations[0].liveness",
+        ),
         ({"rules": [{"relocations": [{"field": "a.b", "value": 1 << 64}]}]}, "x.yaml: rules[0].relocations[0].value"),
         ({"arches": ["amd64"]}, "x.yaml: arches"),
         ({"settings": [{}, {}]}, "x.yaml: settings"),

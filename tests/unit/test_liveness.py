@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from harness.model.verdict import Evidence, Liveness
-from tests.support.facts import POISON_CALL, evidence, facts, guard, insns, judged, only_prog, poisoned, prog, relo, relocation
+from tests.support.facts import (
+    POISON_CALL,
+    evidence,
+    facts,
+    guard,
+    insns,
+    judged,
+    only_prog,
+    poisoned,
+    prog,
+    relo,
+    relocation,
+)
 
 MOV, EXIT = (0xB7, 0, 0, 0), (0x95, 0, 0, 0)
 
@@ -37,7 +49,9 @@ def test_witnesses_are_compared_at_relocations_only():
 def test_witnesses_that_disagree_leave_it_unknown_and_say_so():
     cell = judged(facts([prog(relos=[(0, 2)], evidence=evidence([[0, 2]], [[0, 3]]))], [relo(0)]))
     assert states(cell) == {0: "unknown"}
-    assert "line_info says eliminated" in only_prog(cell).notes[0] and "verifier_log says live" in only_prog(cell).notes[0]
+    assert (
+        "line_info says eliminated" in only_prog(cell).notes[0] and "verifier_log says live" in only_prog(cell).notes[0]
+    )
 
 
 def test_no_evidence_is_never_a_claim():
@@ -97,10 +111,17 @@ def test_both_slots_of_a_poisoned_ldimm64_are_one_relocation():
 
 
 def branch_program(loaded_at_last: bool):
-    """0: if r1 == 0 goto 4; 1: poison; 2: relo after it; 3: goto 5; 4: relo in the other branch; 5: exit; 6: relo in dead code."""
+    """0: if r1 == 0 goto 4; 1: poison; 2: relo after it; 3: goto 5; 4: relo in the other branch; 5: exit; 6: relo in
+    dead code.
+    """
     code = insns((0x15, 0, 3, 0), POISON_CALL, MOV, (0x05, 0, 1, 0), MOV, EXIT, MOV, EXIT)
-    step = {"neutralised": [1], "loaded": loaded_at_last, "errno": None if loaded_at_last else 13,
-            "visited": [[0, 2], [4, 6]], "stop": None if loaded_at_last else {"insn": 5, "poison": False, "message": "R0 !read_ok"}}
+    step = {
+        "neutralised": [1],
+        "loaded": loaded_at_last,
+        "errno": None if loaded_at_last else 13,
+        "visited": [[0, 2], [4, 6]],
+        "stop": None if loaded_at_last else {"insn": 5, "poison": False, "message": "R0 !read_ok"},
+    }
     found = evidence(None, [[0, 2]], analysis=[step])
     relos = [poisoned(0, "task_struct.gone"), relo(1, "a.after"), relo(2, "a.other"), relo(3, "a.dead")]
     program = prog(loaded=False, insns=code, log=POISON_LOG, evidence=found, relos=[(0, 1), (1, 2), (2, 4), (3, 6)])
@@ -124,9 +145,16 @@ def test_code_after_the_call_of_a_poisoned_subprogram_is_behind_it():
     """0: call 3; 1: relo; 2: exit; 3: poison (in the subprogram); 4: exit."""
     code = insns((0x85, 1, 0, 2), MOV, EXIT, POISON_CALL, EXIT)
     step = {"neutralised": [3], "loaded": True, "errno": None, "visited": [[0, 1], [3, 4]], "stop": None}
-    program = prog(loaded=False, insns=code, relos=[(0, 3), (1, 1)], evidence=evidence(None, [[0, 1], [3, 4]], analysis=[step]),
-                   funcs=[{"name": "prog", "start": 0, "insns": 3, "global": True},
-                          {"name": "sub", "start": 3, "insns": 2, "global": False}])
+    program = prog(
+        loaded=False,
+        insns=code,
+        relos=[(0, 3), (1, 1)],
+        evidence=evidence(None, [[0, 1], [3, 4]], analysis=[step]),
+        funcs=[
+            {"name": "prog", "start": 0, "insns": 3, "global": True},
+            {"name": "sub", "start": 3, "insns": 2, "global": False},
+        ],
+    )
     assert states(judged(facts([program], [poisoned(0, function="sub"), relo(1)]))) == {0: "live", 1: "unreached"}
 
 
@@ -140,7 +168,15 @@ def test_one_relocation_live_in_one_program_and_dead_in_another():
 
 
 def flip(number, insn, loaded, survived=None, visited=None):
-    return {"relo": number, "insn": insn, "value": 1, "loaded": loaded, "errno": None, "survived": survived, "visited": visited}
+    return {
+        "relo": number,
+        "insn": insn,
+        "value": 1,
+        "loaded": loaded,
+        "errno": None,
+        "survived": survived,
+        "visited": visited,
+    }
 
 
 def test_a_guard_protects_what_its_flip_brings_to_life_or_kills():

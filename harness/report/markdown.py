@@ -1,0 +1,125 @@
+"""Markdown sized for a GitHub step summary: what failed first, then the table, details folded.
+
+GitHub takes at most 1 MiB for one step and drops the whole summary beyond; `LIMIT` keeps well below, and what was
+left out is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.model.result import CellResult, RunResult
+from harness.model.verdict import CellStatus
+from harness.report import ledger
+from harness.report.kernels import common_words, describe
+from harness.report.untrusted import code, line, markdown, markup
+from harness.report.view import LEGEND, TROUBLE, Mark, Program, View, mark
+
+LIMIT = 900_000
+_MOODS = {"good": "", "bad": "🔴 ", "trouble": "🟠 ", "quiet": ""}
+_CONSOLE_LINES = 15
+
+
+def render(run: RunResult) -> str:
+    """The run as GitHub Markdown, at most `LIMIT` bytes."""
+    view = View(run)
+    parts = [_head(run), _table(view)]
+    parts += [_program(view, program) for program in view.all_programs() if program.needs_words]
+    parts += [_refused(cell) for cell in run.cells if cell.status is CellStatus.FAILED and not cell.progs]
+    parts += [_trouble(cell) for cell in run.cells if cell.status in TROUBLE]
+    parts += [_program(view, p) for p in view.all_programs() if p.has_guards and not p.needs_words]
+    if run.notes:
+        parts.append("**Notes**\n\n" + "\n".join(f"- {markdown(note)}" for note in run.notes))
+    return _within_limit(parts)
+
+
+def _within_limit(parts: list[str]) -> str:
+    """As many whole parts as fit, the first ones first."""
+    room = LIMIT
+    for number, part in enumerate(parts):
+        room -= len(part.encode()) + 2
+        if room < 0:
+            left_out = f"_{len(parts) - number} more sections left out: see the run's JSON._"
+            return "\n\n".join([*parts[:number], left_out]) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(run: RunResult) -> str:
+    counts = ", ".join(f"**{count}** {status.replace('_', ' ')}" for status, count in run.count().items() if count)
+    bad = any(cell.status in TROUBLE or cell.status is CellStatus.FAILED for cell in run.cells)
+    light = "🔴" if bad or not run.cells else "🟢"
+    return f"## {light} corematrix: {counts or 'nothing was judged'}\n\n{_provenance(run)}"
+
+
+def _provenance(run: RunResult) -> str:
+    kernels = len({cell.kernel.id for cell in run.cells})
+    objects = len({cell.object.name for cell in run.cells})
+    return f"{kernels} kernels × {objects} objects, {run.seconds:.1f} s, {markdown(str(run.tool.get('version', '')))}"
+
+
+def _table(view: View) -> str:
+    heads, shared = common_words(view.kernels)
+    columns = "|".join(f" {'<br>'.join(markdown(word) for word in head)} " for head in heads)
+    lines = [f"| {markdown(shared.rstrip('-')) or 'object'} | program |{columns}|", "|---|---|" + "---|" * len(heads)]
+    used: dict[str, None] = {}
+    for subject in view.subjects:
+        label = markdown(view.label(subject))
+        rows = [(program.name, program.results) for program in view.programs(subject)] or [("", {})]
+        for name, results in rows:
+            marks = [mark(view.cells.get((subject, kernel)), results.get(kernel)) for kernel in view.kernels]
+            used |= dict.fromkeys(item.word for item in marks if item.word)
+            lines.append(f"| {label} | {markdown(name)} | " + " | ".join(_field(item) for item in marks) + " |")
+            label = ""
+    legend = " · ".join(f"`{word}` {LEGEND[word]}" for word in LEGEND if word in used and word != "ok")
+    return "\n".join(lines) + (f"\n\n{legend}" if legend else "")
+
+
+def _field(item: Mark) -> str:
+    return f"{_MOODS[item.mood]}{item.word}" if item.word else "·"
+
+
+def _program(view: View, program: Program) -> str:
+    kernels = list(program.judged)
+    bad = any(not prog.met for prog in program.judged.values())
+    name = f"<code>{markup(line(view.label(program.subject)))}</code> / <code>{markup(line(program.name))}</code>"
+    lines = [f"<details{' open' if bad else ''}><summary>{'🔴 ' if bad else ''}{name}</summary>", ""]
+    if program.needs_words:
+        lines += list(_outcomes(program, kernels))
+    entries = [entry for entry in ledger.entries(program) if not entry.dull]
+    if entries:
+        lines += ["", "| source | relocation | what became of it | kernels | why |", "|---|---|---|---|---|"]
+    for entry in entries:
+        lines += list(_entry(entry, kernels))
+    return "\n".join([*lines, "", "</details>"])
+
+
+def _outcomes(program: Program, kernels: list[str]) -> Iterator[str]:
+    for outcome in ledger.outcomes(program):
+        yield f"- **{markdown(outcome.text)}** on {markdown(describe(outcome.kernels, kernels))}"
+        yield from (f"  - ❌ {markdown(text)}" for text in outcome.unmet)
+        if outcome.expected:
+            yield f"  - {markdown(outcome.expected)}"
+        yield from (f"  - {markdown(text)}" for text in outcome.words)
+        yield from (f"  - {code(text)}" for text in (outcome.excerpt or "").splitlines()[-3:])
+
+
+def _entry(entry: ledger.Entry, kernels: list[str]) -> Iterator[str]:
+    where = ""
+    if entry.source is not None:
+        where = f"{markdown(entry.source.file.rpartition('/')[2])}:{entry.source.line} {code(entry.source.text)}"
+    what = f"{code(entry.field)} {entry.kind}"
+    for finding in entry.findings:
+        because = "; ".join(text for text in (finding.relation, finding.why) if text)
+        on = markdown(describe(finding.kernels, kernels))
+        yield f"| {where} | {what} | {_MOODS.get(finding.mood, '')}{finding.state} | {on} | {markdown(because)} |"
+        where = what = ""
+
+
+def _refused(cell: CellResult) -> str:
+    return f"🔴 {code(cell.id)}: {markdown(cell.reason or '')}"
+
+
+def _trouble(cell: CellResult) -> str:
+    tail = "\n".join(line(text) for text in (cell.console_tail or "").splitlines()[-_CONSOLE_LINES:])
+    console = f"\n\n<details><summary>console</summary>\n\n<pre>{markup(tail)}</pre>\n\n</details>" if tail else ""
+    return f"🟠 {code(cell.id)} **{cell.status}**: {markdown(cell.reason or '')}<br>{code(cell.rerun)}{console}"
