@@ -12,6 +12,7 @@ import ctypes
 import os
 import struct
 
+from .loader import LOG_KEPT
 from .syscall import LOG_MAX, LOG_STATS, MAP_CREATE, MAP_FREEZE, MAP_UPDATE_ELEM, PROG_BIND_MAP, PROG_LOAD, ProgLoad
 
 TYPE_CHECKING = False
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from .libbpf_ffi import Library
     from .syscall import Bpf
 
-_EAGAIN = 11
+_EAGAIN, _ENOSPC = 11, 28
 _ATTEMPTS = 5  # PROG_LOAD_ATTEMPTS of libbpf's bpf.c
 _STAND_IN_SIZE = 1 << 32  # sparse: libbpf maps global data and arenas of its maps
-_OFF_INSNS, _OFF_LOG, _OFF_FD_ARRAY = 8, 24, 120
+_OFF_INSNS, _OFF_LOG = 8, 24
 _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 
 
@@ -33,12 +34,12 @@ class Verdict:
 
     __slots__ = ("errno", "fd", "load", "log", "log_truncated")
 
-    def __init__(self, load: ProgLoad, fd: int | None, errno: int | None, log: bytes) -> None:
+    def __init__(self, load: ProgLoad, fd: int | None, errno: int | None, log: bytes, truncated: bool) -> None:
         self.load = load
         self.fd = fd
         self.errno = errno
-        self.log = log
-        self.log_truncated = len(log) >= LOG_MAX - 1 or errno == 28  # ENOSPC
+        self.log = log[-LOG_KEPT:]
+        self.log_truncated = truncated or len(log) > LOG_KEPT
 
 
 class Doors:
@@ -58,7 +59,6 @@ class Doors:
         self.prog_of_insns: Callable[[int], str | None] = lambda address: None
         self.wanted: Callable[[str], bool] = lambda name: True
         self.is_map: Callable[[str, tuple[int, ...]], str | None] = lambda name, attributes: None
-        self.log_level = 1 | LOG_STATS
         self.verdicts: dict[str, Verdict] = {}
         self.sequences: dict[str, ProgLoad] = {}
         self.map_errors: dict[str, int] = {}
@@ -102,17 +102,34 @@ class Doors:
         load = self.sequences[name] = _read_load(attr, rest[0])
         if not self.wanted(name):
             return self._stand_in()
+        verdict = self.verdicts[name] = self._ask(load, lambda: self._lib.real_syscall(number, command, attr, *rest), attr)
+        return os.dup(verdict.fd) if verdict.fd is not None else self._stand_in()
+
+    def _ask(self, load: ProgLoad, request: Callable[[], int], attr: int) -> Verdict:
+        """The verdict, from libbpf's own attributes but for the log: statistics first, and after a refusal what a person
+        would read (level 1). A log that does not fit is ENOSPC and no verdict: then once more without one."""
+        fd, errno, log = self._attempt(request, attr, LOG_STATS)
+        truncated = errno == _ENOSPC
+        if truncated:
+            fd, errno, _ = self._attempt(request, attr, 0)
+        elif fd is None and log:
+            again, errno_again, log = self._attempt(request, attr, 1 | LOG_STATS)
+            truncated = errno_again == _ENOSPC
+            if again is not None:
+                os.close(again)
+        return Verdict(load, fd, errno, log, truncated)
+
+    def _attempt(self, request: Callable[[], int], attr: int, level: int) -> tuple[int | None, int | None, bytes]:
         log = self._bpf.log_buffer()
         log.clear()
-        struct.pack_into("=IIQ", (ctypes.c_char * 16).from_address(attr + _OFF_LOG), 0, self.log_level, LOG_MAX, log.address)
-        fd, errno = -1, _EAGAIN
+        fields = (level, LOG_MAX, log.address) if level else (0, 0, 0)
+        struct.pack_into("=IIQ", (ctypes.c_char * 16).from_address(attr + _OFF_LOG), 0, *fields)
         for _ in range(_ATTEMPTS):
-            fd = self._lib.real_syscall(number, command, attr, *rest)
+            fd = request()
             errno = ctypes.get_errno()
             if fd >= 0 or errno != _EAGAIN:
                 break
-        self.verdicts[name] = Verdict(load, fd if fd >= 0 else None, None if fd >= 0 else errno, log.text())
-        return os.dup(fd) if fd >= 0 else self._stand_in()
+        return (fd, None, log.text()) if fd >= 0 else (None, errno, log.text())
 
     def _map_create(self, number: int, command: int, attr: int, *rest: int) -> int:
         fd = self._lib.real_syscall(number, command, attr, *rest)

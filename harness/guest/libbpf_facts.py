@@ -6,12 +6,13 @@ appended where, values from its debug output, instructions from its requests: no
 
 from __future__ import annotations
 
-import base64
+import binascii
 import ctypes
 import struct
 
+from . import verifier_log
 from .bpf_object import BpfObject
-from .btf import Btf
+from .core_relo import SourceLines
 from .elf import STT_SECTION
 from .errors import GuestError
 from .insn import (
@@ -29,8 +30,9 @@ from .insn import (
     pack,
     read,
 )
-from .libbpf_report import CORE_KINDS, evidence_of, extern_rows, setting_bytes, source_of, verifier_figures
+from .libbpf_report import apply_settings, collect_evidence, core_kind, extern_rows
 from .prog_types import BPF_F_SLEEPABLE
+from .refusals import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
 
     from .bpf_object import Prog
     from .libbpf_debug_log import Decision
+    from .libbpf_doors import Verdict
     from .libbpf_ffi import Library
-    from .libbpf_loader import Load, Outcome
+    from .libbpf_loader import Load
 
 # What libbpf's last warning says -> the stage it was in when it gave up.
 _STAGES = (
@@ -57,121 +60,103 @@ _STAGES = (
 
 
 class Record:
-    """One CO-RE record of the object: `key` is libbpf's (section, number), `func` the function that holds `insn`."""
+    """One CO-RE record of the object: `key` is libbpf's (section, number), `func` the function that holds `insn` (None: the
+    static linker dropped it), `index` its place among those libbpf decided on."""
 
-    __slots__ = ("func", "insn", "key", "kind", "line", "type_id")
+    __slots__ = ("func", "index", "insn", "key", "kind", "type_id")
 
-    def __init__(self, key: tuple[str, int], func: Prog, insn: int, type_id: int, kind: int) -> None:
+    def __init__(self, key: tuple[str, int], func: Prog | None, insn: int, type_id: int, kind: int) -> None:
         self.key = key
         self.func = func
         self.insn = insn
         self.type_id = type_id
         self.kind = kind
-        self.line: dict[str, Any] | None = None
+        self.index: int | None = None
 
 
 class Facts:
-    """Collects one answer. `fatal_for_all` says that libbpf gave up before it asked for any program."""
+    """Collects one answer, from one or several loads of the same object.
+
+    `error` is the object's (`object_error` of the facts): the first reason libbpf had to give up.
+    """
 
     def __init__(self, lib: Library, machine: Any, data: bytes, request: dict[str, Any]) -> None:
-        self.lib = lib
-        self.request = request
-        self.fatal_for_all = False
+        self.error: dict[str, Any] | None = None
+        self._lib = lib
         self._machine = machine
-        self._object_error: dict[str, Any] | None = None
+        self._request = request
         self._progs: dict[str, dict[str, Any]] = {}
-        self._order: list[str] = []
         self._externs: list[dict[str, Any]] = []
         self._maps: list[dict[str, Any]] = []
         self._seconds = {"open": 0.0, "core": 0.0, "maps": 0.0, "load": 0.0, "evidence": 0.0}
-        self._settled_core = False
+        self._decisions: dict[tuple[str, int], Decision] = {}
+        self._found: dict[int, list[tuple[int, str, str]]] = {}
+        self._lines: dict[int, dict[str, Any]] = {}
         self._skipped = 0
         self._file: BpfObject | None = None
         self._records: list[Record] = []
         try:
-            self._file = BpfObject(data, path=request["name"])
+            self._file = BpfObject(data, request["name"])
             self._records = list(_records(self._file))
-        except GuestError as error:
-            self._file_error = error
-
-    # --- before the load ----------------------------------------------------------------------------------------------
+            self._sources: SourceLines | None = SourceLines(self._file)
+        except GuestError:
+            self._sources = None  # libbpf says what is wrong with it
 
     def apply_settings(self, load: Load) -> None:
-        """Put the request's values into the images of .rodata maps, at the offsets of libbpf's own BTF."""
-        settings = dict(self.request.get("settings") or {})
-        if not settings:
-            return
-        size = ctypes.c_uint32()
-        raw = self.lib.btf__raw_data(self.lib.bpf_object__btf(load.obj), ctypes.byref(size))
-        btf = Btf(ctypes.string_at(raw, size.value), name="object BTF", pointer_size=8)
-        images = self._images(load)
-        for name, text in settings.items():
-            section, offset, data = setting_bytes(btf, name, text)
-            image = next((pair for own, pair in images.items() if own.endswith(section)), None)
-            if image is None or offset + len(data) > image[1]:
-                raise GuestError("variable '%s' lies outside %s" % (name, section))
-            ctypes.memmove(image[0] + offset, data, len(data))
+        """Put the request's values into the images of .rodata maps. Raises SettingError."""
+        values = dict(self._request.get("settings") or {})
+        if values and self._file is not None:
+            apply_settings(self._file, self._images(load), values)
 
     def _images(self, load: Load) -> dict[str, tuple[int, int]]:
         """Address and size of the initial contents of each read-only data map."""
         images = {}
         for name, pointer in load.maps.items():
-            if self.lib.bpf_map__is_internal(pointer) and ".rodata" in name:
+            if self._lib.bpf_map__is_internal(pointer) and ".rodata" in name:
                 size = ctypes.c_size_t()
-                address = self.lib.bpf_map__initial_value(pointer, ctypes.byref(size))
+                address = self._lib.bpf_map__initial_value(pointer, ctypes.byref(size))
                 if address:
                     images[name] = (address, size.value)
         return images
 
-    # --- after a load -------------------------------------------------------------------------------------------------
+    # --- the object ---------------------------------------------------------------------------------------------------
 
-    def object(self, load: Load) -> None:
-        """What became of the object as a whole, from its last load with all programs."""
-        self._order = list(load.progs)
-        for name, pointer in load.progs.items():
-            self._entry(load, name, pointer)
+    def give_up(self, stage: str, errno: int | None, message: str, relo: tuple[str, int] | None = None) -> None:
+        """libbpf would stop here; the first reason is the one reported. `relo` is a record's key."""
+        if self.error is None:
+            self.error = {"stage": stage, "errno": errno, "message": message, "relo": relo}
+
+    def learn(self, load: Load) -> None:
+        """Take over what one load says of relocations, externs and maps; later loads of the object only add to it."""
+        for key, decision in load.log.decisions.items():
+            known = self._decisions.get(key)
+            if known is None or not known.fatal:
+                self._decisions[key] = decision
+        self._found.update(load.log.found)
+        self._number_lines()
         self._externs = extern_rows(load.log)
         self._maps = [self._map_row(load, name, pointer) for name, pointer in load.maps.items()]
         for phase, spent in load.seconds.items():
             self._seconds[phase] += spent
-        if load.doors.map_errors:
-            name, errno = next(iter(load.doors.map_errors.items()))
-            self._object_error = {"stage": "maps", "errno": errno, "message": "map '%s' was refused" % name, "relo": None}
-        if load.error:
-            self._object_error = self._give_up(load)
-            self.fatal_for_all = load.obj is not None and self._object_error["stage"] == "core"
-            if not self.fatal_for_all:
-                for name in load.progs:
-                    if self._progs[name]["autoload"] and name not in load.doors.verdicts:
-                        self.refusal(name, self.refusal_of(load))
-
-    def _give_up(self, load: Load) -> dict[str, Any]:
-        stage, message, relo = "open", "\n".join(load.log.warnings[-3:]), None
-        if load.obj is not None:
-            stage = _stage(load.log.warnings)
-            for record in self._records:
-                decision = load.log.decisions.get(record.key)
-                if decision is not None and decision.fatal:
-                    stage, message = "core", "prog '%s': relo #%d: %s" % (decision.prog, record.key[1], decision.fatal)
-                    relo = record.line["index"] if record.line is not None else None
-        return {"stage": stage, "errno": load.error, "message": message, "relo": relo}
-
-    def refusal_of(self, load: Load) -> Outcome:
-        """The outcome of a program that libbpf gave up with its object."""
-        from .libbpf_loader import Outcome
-
-        if load.log.refused is not None:
-            name, errno = load.log.refused
-            texts = [text for text in load.log.warnings if text.startswith("prog '%s'" % name)]
-            outcome = Outcome(load, "pre_verifier", errno, "\n".join(texts[-3:]))
-            outcome.alone = self.fatal_for_all
-            return outcome
-        error = self._give_up(load)
-        return Outcome(load, error["stage"], error["errno"], error["message"])
+        for name, errno in load.doors.map_errors.items():
+            self.give_up("maps", errno, "map '%s': the kernel refused to create it" % name)
+        for name, pointer in load.progs.items():
+            self._entry(load, name, pointer)
 
     def _map_row(self, load: Load, name: str, pointer: int) -> dict[str, Any]:
-        kind = self.lib.libbpf_bpf_map_type_str(self.lib.bpf_map__type(pointer))
-        return {"name": name, "type": kind.decode() if kind else None, "errno": load.doors.map_errors.get(name), "message": None}
+        kind = self._lib.libbpf_bpf_map_type_str(self._lib.bpf_map__type(pointer))
+        errno = load.doors.map_errors.get(name)
+        message = "map '%s': the kernel refused to create it" % name if errno else None
+        return {"name": name, "type": kind.decode() if kind else None, "errno": errno, "message": message}
+
+    def reason_to_give_up(self, load: Load) -> tuple[str, int, str, tuple[str, int] | None]:
+        """Stage, errno, libbpf's words and the record's key, of a load that ended before its programs."""
+        if load.obj is None:
+            return "open", load.error, "\n".join(load.log.warnings[-3:]), None
+        for key, decision in load.log.decisions.items():
+            if decision.fatal:
+                return "core", load.error, "prog '%s': relo #%d: %s" % (decision.prog, key[1], decision.fatal), key
+        return _stage(load.log.warnings), load.error, "\n".join(load.log.warnings[-3:]), None
 
     # --- programs -----------------------------------------------------------------------------------------------------
 
@@ -179,52 +164,58 @@ class Facts:
         entry = self._progs.get(name)
         if entry is not None:
             return entry
-        lib = self.lib
+        lib = self._lib
         section = lib.bpf_program__section_name(pointer).decode()
         kind = lib.libbpf_bpf_prog_type_str(lib.bpf_program__type(pointer))
-        attach = lib.libbpf_bpf_attach_type_str(lib.bpf_program__expected_attach_type(pointer))
+        number = lib.bpf_program__expected_attach_type(pointer)
+        attach = lib.libbpf_bpf_attach_type_str(number) if number or kind == b"cgroup_skb" else None
         entry = self._progs[name] = {
-            "name": name, "section": section, "prog_type": kind.decode() if kind else None,
+            "name": name, "section": section, "prog_type": kind.decode() if kind and kind != b"unspec" else None,
             "expected_attach_type": attach.decode() if attach else None, "attach_target": section.partition("/")[2] or None,
             "autoload": load.autoload[name], "sleepable": False, "loaded": False, "alone": False, "stage": None, "errno": None,
-            "error": None, "adaptations": [], "verifier": None, "log": "", "log_truncated": False, "insns": "", "funcs": [],
-            "refs": [], "relos": [], "evidence": None, "attach": None,
+            "error": None, "unsupported": None, "adaptations": [], "verifier": None, "log": "", "log_truncated": False,
+            "insns": "", "funcs": [], "refs": [], "relos": [], "evidence": None, "attach": None,
         }  # fmt: skip
         return entry
 
-    def refusal(self, name: str, outcome: Outcome) -> None:
-        """A program that was refused before the kernel was asked."""
-        entry = self._entry(outcome.load, name, outcome.load.progs[name])
-        entry.update(stage=outcome.stage, errno=outcome.errno, error=outcome.error, alone=outcome.alone)
+    def refusal(self, load: Load, name: str, stage: str, errno: int | None, error: str, unsupported: str | None = None) -> None:
+        """A program that libbpf gave up before the kernel was asked."""
+        entry = self._entry(load, name, load.progs[name])
+        entry.update(stage=stage, errno=errno, error=error, unsupported=unsupported)
 
-    def program(self, name: str, load: Load, alone: bool, progress: Callable[[dict[str, Any]], None]) -> None:
+    def program(self, name: str, load: Load, progress: Callable[[dict[str, Any]], None]) -> None:
         """A program the kernel has answered for."""
         verdict = load.doors.verdicts[name]
         entry = self._entry(load, name, load.progs[name])
-        log = verdict.log.decode("utf-8", "replace")
         self._place(entry, name, load)
+        missing = [ref["name"] for ref in entry["refs"] if ref["name"] in load.doors.map_errors]
+        if missing:
+            errno = load.doors.map_errors[missing[0]]
+            entry.update(stage="maps", errno=errno, error="map '%s': the kernel refused to create it" % missing[0])
+            return
+        log = verdict.log.decode("utf-8", "replace")
         entry.update(
-            loaded=verdict.fd is not None, alone=alone or bool(load.doors.map_errors), errno=verdict.errno, log=log,
-            log_truncated=verdict.log_truncated, verifier=verifier_figures(log),
+            loaded=verdict.fd is not None, alone=self.error is not None, errno=verdict.errno, log=log,
+            log_truncated=verdict.log_truncated, verifier=verifier_log.figures(log),
             sleepable=bool(verdict.load.prog_flags & BPF_F_SLEEPABLE),
         )  # fmt: skip
-        missing = [ref["name"] for ref in entry["refs"] if ref["name"] in load.doors.map_errors]
-        if verdict.fd is not None:
-            pass
-        elif missing:
-            errno = load.doors.map_errors[missing[0]]
-            entry.update(stage="maps", errno=errno, error="map '%s' was refused" % missing[0], log="", verifier=None)
-        else:
-            entry["stage"] = "verifier" if log else "pre_verifier"
-        if self.request.get("evidence") and not missing:
-            entry["evidence"] = evidence_of(self._machine, entry, verdict, self._lines(), progress, self._seconds)
+        if verdict.fd is None:
+            self._explain(entry, verdict, log)
+        if self._request.get("evidence", True) and entry["stage"] != "pre_verifier":
+            entry["evidence"] = collect_evidence(
+                self._machine, entry, verdict, self._lines_by_index(), self._file, progress, self._seconds
+            )
 
-    def relocated(self, load: Load) -> None:
-        """Decisions of the first load that got through relocation, and the final code of programs nobody asked the kernel for."""
-        if load.obj is None:
-            return
-        if not self._settled_core:
-            self._settle_core(load)
+    def _explain(self, entry: dict[str, Any], verdict: Verdict, log: str) -> None:
+        entry["stage"] = "verifier" if log else "pre_verifier"
+        if log:
+            entry["error"] = verifier_log.reason(log)
+        else:
+            why = explain(self._machine.bpf, self._machine.features, verdict.load, verdict.errno or 0)
+            entry["error"], entry["unsupported"] = why
+
+    def place_others(self, load: Load) -> None:
+        """The final code of programs nobody asked the kernel for, as far as libbpf got with it."""
         for name in load.doors.sequences:
             entry = self._entry(load, name, load.progs[name])
             if not entry["insns"]:
@@ -232,18 +223,16 @@ class Facts:
 
     def _place(self, entry: dict[str, Any], name: str, load: Load) -> None:
         """Final code of a program: its functions, what its instructions refer to, where relocations ended up."""
-        if not self._settled_core:
-            self._settle_core(load)
         code = load.doors.sequences[name].insns
         funcs = self._functions(name, load, len(code) // INSN_SIZE)
-        entry["insns"] = base64.b64encode(code).decode()
+        entry["insns"] = binascii.b2a_base64(code, newline=False).decode()
         entry["funcs"] = funcs
         entry["refs"] = list(self._refs(code, funcs, load))
         starts = {func["name"]: func["start"] for func in funcs}
         entry["relos"] = [
-            {"relo": record.line["index"], "insn": starts[record.func.name] + record.insn}
+            {"relo": record.index, "insn": starts[record.func.name] + record.insn}
             for record in self._records
-            if record.line is not None and record.func.name in starts
+            if record.index is not None and record.func is not None and record.func.name in starts
         ]
 
     def _functions(self, name: str, load: Load, total: int) -> list[dict[str, Any]]:
@@ -288,51 +277,57 @@ class Facts:
 
     # --- relocations --------------------------------------------------------------------------------------------------
 
-    def _settle_core(self, load: Load) -> None:
-        self._settled_core = True
-        index = 0
+    def _number_lines(self) -> None:
+        """Records libbpf decided on, numbered in their order; the others it skipped."""
+        decided = [record for record in self._records if record.key in self._decisions]
+        self._skipped = len(self._records) - len(decided)
         for record in self._records:
-            decision = load.log.decisions.get(record.key)
-            if decision is None:
-                self._skipped += 1
-                continue
-            record.line = self._line(index, record, decision, load)
-            index += 1
+            record.index = None
+        for index, record in enumerate(decided):
+            record.index = index
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return [record.line for record in self._records if record.line is not None]
+    def _lines_by_index(self) -> dict[int, dict[str, Any]]:
+        for record in self._records:
+            if record.index is not None and record.index not in self._lines:
+                self._lines[record.index] = self._line(record, self._decisions[record.key])
+        return self._lines
 
-    def _line(self, index: int, record: Record, decision: Decision, load: Load) -> dict[str, Any]:
-        before = _insn_bytes(record.func.insns, record.insn)
+    def _line(self, record: Record, decision: Decision) -> dict[str, Any]:
+        func = record.func
+        assert func is not None
+        before = _insn_bytes(func.insns, record.insn)
         value = next((pair for field, pair in decision.patched.items() if field != "mem_sz"), None)
         outcome = "error" if decision.fatal else "poisoned" if decision.poisoned else "resolved"
-        new = value[1] if value is not None and outcome == "resolved" else None
-        if decision.local_spec is not None and "<local_type_id>" in decision.local_spec:
-            decision.target_spec = None
-        found = {number: (name, where) for number, name, where in load.log.found.get(record.type_id, [])}
+        found = {number: name for number, name, _ in self._found.get(record.type_id, [])}
+        offset = (func.sec_insn_off + record.insn) * INSN_SIZE
         return {
-            "index": index, "type": "core_relo", "prog": record.func.name, "section": record.func.section, "insn": record.insn,
-            "kind": CORE_KINDS.get(record.kind, str(record.kind)), "local_spec": decision.local_spec,
-            "target_spec": decision.target_spec, "outcome": outcome, "orig_value": value[0] if value else None, "new_value": new,
-            "before": before.hex(), "after": _patched(before, decision).hex(), "reason": decision.fatal or (decision.why if decision.poisoned else None),
-            "local": None, "target": None, "candidates": [_candidate(spec, matching, found) for _, spec, matching in decision.candidates],
-            "source": source_of(self._file, record.func, record.insn),
+            "index": record.index, "type": "core_relo", "prog": func.name, "section": func.section, "insn": record.insn,
+            "kind": core_kind(record.kind), "local_spec": decision.local_spec, "target_spec": decision.target_spec,
+            "outcome": outcome, "orig_value": value[0] if value else None,
+            "new_value": value[1] if value is not None and outcome == "resolved" else None,
+            "before": before.hex(), "after": _patched(before, decision).hex(),
+            "reason": decision.fatal or decision.why, "local": None, "target": None,
+            "candidates": [_candidate(spec, matching, found) for _, spec, matching in decision.candidates],
+            "source": self._sources.at(func.sec_idx, offset) if self._sources is not None else None,
         }  # fmt: skip
 
     def result(self) -> dict[str, Any]:
         """The whole answer."""
-        opened = self._file
-        version = "libbpf " + self.lib.version
+        opened, version = self._file, self._lib.version
+        lines = self._lines_by_index()
+        numbers = {record.key: record.index for record in self._records}
+        if self.error is not None and self.error["relo"] is not None:
+            self.error["relo"] = numbers.get(self.error["relo"])
         return {
-            "type": "facts", "facts": 1, "loader": "libbpf", "loader_version": version, "rules": self.lib.version,
+            "type": "facts", "facts": 1, "loader": "libbpf", "loader_version": "libbpf " + version, "rules": version,
             "guest": self._machine.facts(),
-            "object": {
-                "has_btf": opened is not None and opened.btf is not None, "license": opened.license if opened else None,
-                "machine": opened.elf.machine if opened else None, "producer": None,
+            "object": None if opened is None else {
+                "has_btf": opened.btf is not None, "license": opened.license, "machine": opened.elf.machine,
+                "producer": None, "btf_error": opened.btf_error,
             },
-            "object_error": self._object_error, "externs": self._externs, "core_relos": self._lines(),
-            "skipped_core_relos": self._skipped, "maps": self._maps, "progs": [self._progs[name] for name in self._order],
-            "seconds": self._seconds,
+            "object_error": self.error, "externs": self._externs, "core_relos": [lines[index] for index in sorted(lines)],
+            "skipped_core_relos": self._skipped, "maps": self._maps, "progs": list(self._progs.values()),
+            "seconds": {phase: round(spent, 6) for phase, spent in self._seconds.items()},
         }  # fmt: skip
 
 
@@ -345,18 +340,16 @@ def _stage(warnings: list[str]) -> str:
 
 
 def _records(file: BpfObject) -> Any:
-    """CO-RE records in file order, as bpf_object__relocate_core() walks them; those without a function are left out."""
+    """CO-RE records in file order, as bpf_object__relocate_core() walks them."""
     if file.btf is None or file.btf_ext is None:
         return
     for info in file.btf_ext.core_relos:
         name = file.btf.string(info.sec_name_off)
         section = file.elf.section(name)
-        if section is None:
-            continue
         for number, (insn_off, type_id, _access, kind) in enumerate(info.records):
-            func = file.find_prog(section.index, insn_off // INSN_SIZE)
-            if func is not None:
-                yield Record((name, number), func, insn_off // INSN_SIZE - func.sec_insn_off, type_id, kind)
+            func = file.find_prog(section.index, insn_off // INSN_SIZE) if section is not None else None
+            insn = insn_off // INSN_SIZE - (func.sec_insn_off if func is not None else 0)
+            yield Record((name, number), func, insn, type_id, kind)
 
 
 def _insn_bytes(code: bytes | bytearray, index: int) -> bytes:
@@ -381,9 +374,9 @@ def _patched(before: bytes, decision: Decision) -> bytes:
     return struct.pack("=BBhi", code, regs, off, imm)
 
 
-def _candidate(spec: str, matching: bool, found: dict[int, tuple[str, str]]) -> dict[str, Any]:
+def _candidate(spec: str, matching: bool, found: dict[int, str]) -> dict[str, Any]:
     number = int(spec.partition("[")[2].partition("]")[0] or 0)
-    name = found.get(number, ("", ""))[0]
+    name = found.get(number, "")
     return {"name": name, "id": number, "why_not": None if matching else "non-matching"}
 
 

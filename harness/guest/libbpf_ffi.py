@@ -1,7 +1,8 @@
-"""libbpf.so.1 through ctypes: its functions, its debug output, and the two doors it has to the kernel.
+"""libbpf.so.1 through ctypes: its functions, its debug output, and the doors it has to the kernel.
 
-libbpf's code is not touched. What is changed are two slots of its global offset table: `syscall` and `close` lead through
-a callback of ours, so that a caller sees each bpf(2) request of the real libbpf and may answer one in the kernel's place.
+libbpf's code is not touched. What is changed are three slots of its global offset table: `syscall` and `close` lead through
+a callback of ours, so that a caller sees each bpf(2) request of the real libbpf and may answer one in the kernel's place;
+`gzopen`, by which it reads the system's Kconfig, lets a caller say where that lies.
 The slots are found as the dynamic linker finds them (ELF gABI, "Dynamic Linking"; struct link_map in glibc's <link.h>).
 """
 
@@ -64,6 +65,7 @@ _PRINT = CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
 # long syscall(long number, ...): variadic integer arguments travel as named ones do in the same ABIs.
 _SYSCALL = CFUNCTYPE(c_long, *([c_long] * 7), use_errno=True)
 _CLOSE = CFUNCTYPE(c_int, c_int, use_errno=True)
+_GZOPEN = CFUNCTYPE(c_void_p, c_char_p, c_char_p, use_errno=True)
 
 _PRINT_BUFFER = 64 * 1024
 
@@ -103,7 +105,8 @@ class Library:
     """A loaded libbpf. `version` is "1.1.2"; each function of the table above is an attribute.
 
     One per process: the patched slots and the print callback belong to the shared object, not to a caller. `syscall` and
-    `close` are the doors (None: straight through), `on_print` receives (level, text) of each message.
+    `close` are the doors (None: straight through), `kconfig_path` is read where libbpf looks for the system's Kconfig
+    (None: where it lies), `on_print` receives (level, text) of each message, `trouble` is what went wrong in one of these.
     Raises Unsupported when there is no such library, or it lacks a function (older than 1.0).
     """
 
@@ -121,14 +124,18 @@ class Library:
         self.syscall: Callable[..., int] | None = None
         self.close: Callable[[int], int] | None = None
         self.on_print: Callable[[int, str], None] | None = None
+        self.kconfig_path: str | None = None
         self.trouble: BaseException | None = None
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.syscall.restype, self._libc.syscall.argtypes = c_long, (c_long,) * 7
         self._libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
         self._text = ctypes.create_string_buffer(_PRINT_BUFFER)
-        self._callbacks = (_PRINT(self._print), _SYSCALL(self._syscall), _CLOSE(self._close))
+        self._callbacks = (_PRINT(self._print), _SYSCALL(self._syscall), _CLOSE(self._close), _GZOPEN(self._gzopen))
         self.libbpf_set_print(ctypes.cast(self._callbacks[0], c_void_p))
-        self._redirect({b"syscall": self._callbacks[1], b"close": self._callbacks[2]})
+        slots = self._slots()
+        gzopen = b"gzopen64" if b"gzopen64" in slots else b"gzopen"  # <zlib.h> renames it with large file support
+        self._real_gzopen = _GZOPEN(c_ulong.from_address(slots[gzopen][0]).value) if gzopen in slots else None
+        self._redirect(slots, {b"syscall": self._callbacks[1], b"close": self._callbacks[2], gzopen: self._callbacks[3]})
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -166,6 +173,11 @@ class Library:
             return self.close(fd)
         return self._libc.close(fd)
 
+    def _gzopen(self, path: bytes, mode: bytes) -> int | None:
+        if self.kconfig_path is not None:
+            path = os.fsencode(self.kconfig_path)
+        return self._real_gzopen(path, mode) if self._real_gzopen is not None else None
+
     def real_syscall(self, number: int, *arguments: int) -> int:
         """syscall(2) itself: -1 and ctypes' errno on failure, as in C."""
         return self._libc.syscall(number, *arguments)
@@ -197,9 +209,9 @@ class Library:
                     slots.setdefault(name, []).append(self._link.l_addr + offset)
         return slots
 
-    def _redirect(self, doors: dict[bytes, Any]) -> None:
+    def _redirect(self, slots: dict[bytes, list[int]], doors: dict[bytes, Any]) -> None:
         """Point the slots at our callbacks. Debian links with -z relro -z now, so their page is read-only until we ask."""
-        slots, page = self._slots(), os.sysconf("SC_PAGE_SIZE")
+        page = os.sysconf("SC_PAGE_SIZE")
         for name, callback in doors.items():
             if name not in slots:
                 raise Unsupported(f"libbpf {self.version} does not import {name.decode()}() from libc: its requests cannot be seen")

@@ -5,7 +5,7 @@ does not hide the others. What libbpf gives up without asking the kernel is sett
 
 - a program whose attach target cannot be found ends bpf_object__load(). It is noted, and the object loaded again with a section handler
   for that program that looks for no target (libbpf_register_prog_handler), so that relocation still covers it;
-- a CO-RE relocation or an extern that is fatal ends it for all: each program is then tried alone (every other one's autoload off).
+- a CO-RE relocation that is fatal ends it for all: the object is loaded again without the program that holds it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .errors import GuestError
 from .libbpf_debug_log import DebugLog
 from .libbpf_doors import Doors
 from .libbpf_ffi import DEFAULT_PATH, Library, OpenOpts
+from .libbpf_report import object_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _raise_open_files() -> None:
 
 
 class Load:
-    """One open and load of the object. `refused` (section -> type, attach type) are sections whose programs look for no target.
+    """One open and load of the object.
 
     After `run()`: `error` (0 or a positive errno, of opening when `obj` is None), `log`, `doors`, `progs` and `maps` (names -> pointers),
     `map_fds` (descriptors as the instructions hold them -> names).
@@ -67,8 +68,9 @@ class Load:
         self.map_fds: dict[int, str] = {}
         self._handlers: list[int] = []
 
-    def open(self, data: bytes, kconfig: str | None, btf_path: str | None, refused: dict[str, tuple[int, int]]) -> None:
-        """bpf_object__open_mem(), then what a caller may change before loading."""
+    def open(self, data: bytes, machine: Any, refused: dict[str, tuple[int, int]], left_out: set[str]) -> None:
+        """bpf_object__open_mem(), then what a caller may change before loading. `refused` (section -> type, attach type) are
+        sections whose programs need look for no target, `left_out` programs that are not to be relocated."""
         started = time.perf_counter()
         lib = self.lib
         lib.on_print = self.log.feed
@@ -76,10 +78,10 @@ class Load:
             handler = lib.libbpf_register_prog_handler(section.encode(), prog_type, attach_type, None)
             self._handlers.append(handler)
         options = OpenOpts(
-            object_name=self.request["name"].encode(),
-            kconfig=kconfig.encode() if kconfig is not None else None,
-            btf_custom_path=btf_path.encode() if btf_path is not None else None,
+            object_name=object_name(self.request["name"]).encode(),
+            btf_custom_path=machine.btf_override.encode() if machine.btf_override is not None else None,
         )
+        lib.kconfig_path = machine.kconfig_override
         self.obj = lib.bpf_object__open_mem(data, len(data), ctypes.byref(options))
         if self.obj is None:
             self.error = ctypes.get_errno() or _errno.EINVAL
@@ -89,6 +91,8 @@ class Load:
         self.autoload = {name: lib.bpf_program__autoload(prog) for name, prog in self.progs.items()}
         for pointer in self.maps.values():
             self._fix_map(pointer)
+        for name in left_out:
+            lib.bpf_program__set_autoload(self.progs[name], False)
         self.seconds["open"] = time.perf_counter() - started
 
     def _each(self, following: Callable[[int, int | None], int | None]) -> Iterator[int]:
@@ -103,11 +107,6 @@ class Load:
         kind = (lib.libbpf_bpf_map_type_str(lib.bpf_map__type(pointer)) or b"").decode()
         if lib.bpf_map__max_entries(pointer) == 0 and kind not in _SIZELESS_MAPS:
             lib.bpf_map__set_max_entries(pointer, 1)
-
-    def only(self, name: str) -> None:
-        """Leave just this program's autoload on."""
-        for other, prog in self.progs.items():
-            self.lib.bpf_program__set_autoload(prog, other == name and self.autoload[other])
 
     def run(self, wanted: Callable[[str], bool]) -> None:
         """bpf_object__load() behind the doors."""
@@ -150,111 +149,109 @@ class Load:
             if handler >= 0:
                 self.lib.libbpf_unregister_prog_handler(handler)
         self._handlers.clear()
-        self.lib.on_print = None
-
-
-class Outcome:
-    """What became of one program: `load` (the Load it was judged in), `alone`, and for a refusal before the kernel `stage`,
-    `errno`, `error`."""
-
-    __slots__ = ("alone", "errno", "error", "load", "stage")
-
-    def __init__(self, load: Load, stage: str | None = None, errno: int | None = None, error: str | None = None) -> None:
-        self.load = load
-        self.alone = False
-        self.stage = stage
-        self.errno = errno
-        self.error = error
+        self.lib.on_print = self.lib.kconfig_path = None
 
 
 class Judge:
-    """One request. `report` is called for each Load while its descriptors are open, to finish the programs it settled."""
+    """One request: the object is loaded as often as libbpf gives it up for a reason that concerns one program only."""
 
     def __init__(self, machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> None:
-        self.machine = machine
-        self.data = data
-        self.request = request
-        self.progress = progress
-        self.lib = library(request.get("libbpf") or DEFAULT_PATH)
-        self.facts = libbpf_facts.Facts(self.lib, machine, data, request)
-        self.settled: set[str] = set()
-        self.refused: dict[str, tuple[int, int]] = {}
+        self._machine = machine
+        self._data = data
+        self._request = request
+        self._progress = progress
+        self._lib = library(request.get("libbpf") or DEFAULT_PATH)
+        self._facts = libbpf_facts.Facts(self._lib, machine, data, request)
+        self._settled: set[str] = set()
+        self._refused: dict[str, tuple[int, int]] = {}
+        self._left_out: set[str] = set()
 
     def judge(self) -> dict[str, Any]:
-        load = self._load()
-        try:
-            while load.error and self._note_refused(load):
-                self._finish(load)
+        """The facts. Every descriptor is closed again."""
+        while True:
+            load = Load(self._lib, self._machine.bpf, self._request)
+            try:
+                if not self._again(load):
+                    return self._facts.result()
+            finally:
                 load.close()
-                load = self._load()
-            self._finish(load)
-            self.facts.object(load)
-        finally:
-            load.close()
-        if self.facts.fatal_for_all:
-            self._alone(list(load.progs))
-        return self.facts.result()
 
-    def _load(self, only: str | None = None) -> Load:
-        load = Load(self.lib, self.machine.bpf, self.request)
-        load.open(self.data, self.machine.kconfig_override, self.machine.btf_override, self.refused)
-        if load.obj is None:
-            return load
-        try:
-            self.facts.apply_settings(load)
-        except GuestError:
-            load.close()
-            raise
-        if only is not None:
-            load.only(only)
-        load.run(self._wanted)
-        return load
+    def _again(self, load: Load) -> bool:
+        """One load; whether another one can tell more."""
+        load.open(self._data, self._machine, self._refused, self._left_out)
+        if load.obj is not None:
+            try:
+                self._facts.apply_settings(load)
+            except GuestError as error:
+                self._facts.give_up(error.stage, error.errno, error.message)
+                self._all_refused(load, error.stage, error.errno, error.message)
+                return False
+            load.run(self._wanted)
+        fatal = load.error and load.log.refused is None and not load.doors.sequences
+        if fatal:
+            self._facts.give_up(*self._facts.reason_to_give_up(load))
+        self._facts.learn(load)
+        for name in load.doors.verdicts:
+            self._settled.add(name)
+            self._facts.program(name, load, self._progress)
+        self._facts.place_others(load)
+        if not load.error:
+            return False
+        if not fatal:
+            return self._note_refused(load)
+        return self._note_fatal(load)
 
     def _wanted(self, name: str) -> bool:
-        chosen = self.request.get("progs")
-        if name in self.settled or name in (self.request.get("skip_progs") or ()) or (chosen is not None and name not in chosen):
+        if name in self._settled or not self._chosen(name):
             return False
-        self.progress({"type": "progress", "phase": "verdict", "prog": name})
+        self._progress({"type": "progress", "phase": "verdict", "prog": name})
         return True
 
+    def _chosen(self, name: str) -> bool:
+        chosen = self._request.get("progs")
+        return name not in (self._request.get("skip_progs") or ()) and (chosen is None or name in chosen)
+
     def _note_refused(self, load: Load) -> bool:
-        """Whether libbpf gave up at a program it had not given up at before: then it is worth loading again."""
+        """libbpf gave up at a program: note it, and have the next load pass it by. False when that did not help before."""
         if load.log.refused is None:
             return False
         name, errno = load.log.refused
-        prog = load.progs[name]
-        section = self.lib.bpf_program__section_name(prog).decode().lstrip("?")
-        if section in self.refused:
+        lib = self._lib
+        section = _section(lib, load.progs[name])
+        if section in self._refused:
             return False
-        kind = self.lib.bpf_program__type(prog)
-        self.refused[section] = (kind or 1, self.lib.bpf_program__expected_attach_type(prog))
+        self._refused[section] = (lib.bpf_program__type(load.progs[name]) or 1, lib.bpf_program__expected_attach_type(load.progs[name]))
+        unsupported = "section" if "missing BPF prog type" in " ".join(load.log.warnings) else "attach_target"
+        words = "\n".join(_last_words(load.log.warnings, name))
         for other, pointer in load.progs.items():
-            if load.autoload[other] and self.lib.bpf_program__section_name(pointer).decode().lstrip("?") == section:
-                outcome = Outcome(load, "pre_verifier", errno, "\n".join(_last_words(load.log.warnings, name)))
-                self.facts.refusal(other, outcome)
-                self.settled.add(other)
+            if load.autoload[other] and _section(lib, pointer) == section and other not in self._settled:
+                self._settled.add(other)
+                if self._chosen(other):
+                    self._facts.refusal(load, other, "pre_verifier", errno, words, unsupported)
         return True
 
-    def _finish(self, load: Load, alone: bool = False) -> None:
-        """Programs the kernel has answered for in this load; their evidence is taken while its descriptors are open."""
-        for name in load.doors.verdicts:
-            if name not in self.settled:
-                self.settled.add(name)
-                self.facts.program(name, load, alone, self.progress)
-        self.facts.relocated(load)
+    def _note_fatal(self, load: Load) -> bool:
+        """A relocation ended it for all: leave out the program that holds it. Nothing more can be said when it is in a subprogram
+        (libbpf relocates them whether they are called or not), or when it was something else."""
+        stage, errno, message, relo = self._facts.reason_to_give_up(load)
+        culprit = load.log.decisions[relo].prog if relo is not None else None
+        if culprit in load.progs and culprit not in self._left_out:
+            self._left_out.add(culprit)
+            if self._chosen(culprit):
+                self._facts.refusal(load, culprit, stage, errno, message)
+            self._settled.add(culprit)
+            return True
+        self._all_refused(load, stage, errno, message)
+        return False
 
-    def _alone(self, names: list[str]) -> None:
-        for name in names:
-            if name in self.settled:
-                continue
-            load = self._load(name)
-            try:
-                if load.autoload.get(name):
-                    self._finish(load, alone=True)
-                    if load.error and name not in self.settled:
-                        self.facts.refusal(name, self.facts.refusal_of(load))
-            finally:
-                load.close()
+    def _all_refused(self, load: Load, stage: str, errno: int | None, message: str) -> None:
+        for name in load.progs:
+            if load.autoload[name] and name not in self._settled and self._chosen(name):
+                self._facts.refusal(load, name, stage, errno, message)
+
+
+def _section(lib: Library, prog: int) -> str:
+    return lib.bpf_program__section_name(prog).decode()
 
 
 def _last_words(warnings: list[str], prog: str) -> list[str]:
@@ -264,7 +261,7 @@ def _last_words(warnings: list[str], prog: str) -> list[str]:
 
 def judge(machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Facts about `data` as libbpf sees it. `machine` gives `bpf`, `facts()`, and what libbpf cannot find in this guest by itself
-    (`kconfig_override`, `btf_override`); `request["libbpf"]` names another library than libbpf.so.1. Raises Unsupported
+    (`kconfig_override`, `btf_override`: paths); `request["libbpf"]` names another library than libbpf.so.1. Raises Unsupported
     when there is no libbpf."""
     return Judge(machine, data, request, progress).judge()
 

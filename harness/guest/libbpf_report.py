@@ -1,70 +1,92 @@
-"""Small parts of the facts that do not need a Load: rows, figures, values."""
+"""Small parts of the facts that do not need a Load: rows, settings, evidence."""
 
 from __future__ import annotations
 
-from .btf import BTF_KIND_ARRAY, BTF_KIND_DATASEC, BTF_KIND_VAR
-from .errors import GuestError
+import ctypes
+import os
+from time import perf_counter
+
+from . import btf_load, settings
+from .bpf_object import SEC_RODATA
+from .btf import BTF_KIND_FUNC
+from .core_spec import kind_word
+from .evidence import Collector, Subject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .bpf_object import BpfObject, Prog
-    from .btf import Btf
+    from .bpf_object import BpfObject
     from .libbpf_debug_log import DebugLog
     from .libbpf_doors import Verdict
 
-# enum bpf_core_relo_kind (UAPI bpf.h), in libbpf's words (core_relo_kind_str)
-CORE_KINDS = dict(enumerate(
-    "byte_off byte_sz field_exists signed lshift_u64 rshift_u64 local_type_id target_type_id type_exists type_size "
-    "enumval_exists enumval_value type_matches".split()
-))  # fmt: skip
+_GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
+
+
+def object_name(name: str) -> str:
+    """What libbpf would call the object had it opened the file itself (bpf_object__new): the base name up to the first dot."""
+    return os.path.basename(name).partition(".")[0]
+
+
+def core_kind(kind: int) -> str:
+    """libbpf's word for a relocation kind."""
+    return kind_word(kind)
 
 
 def extern_rows(log: DebugLog) -> list[dict[str, Any]]:
-    """One row for each extern libbpf knows of."""
+    """One row for each extern libbpf knows of; values are libbpf's text."""
     return [
         {"name": name, "kind": said["kind"], "type": None, "value": said["value"], "weak": said["weak"],
-         "outcome": said["outcome"], "reason": said["reason"]}
+         "outcome": said["outcome"] or "missing", "reason": said["reason"]}
         for name, said in log.externs.items()
     ]  # fmt: skip
 
 
-def verifier_figures(log: str) -> dict[str, int] | None:
-    return None
+class _Image:
+    """Initial contents of one of libbpf's maps, as `settings.apply` wants a map: `data` is libbpf's own memory."""
+
+    __slots__ = ("data", "kind", "real_name")
+
+    def __init__(self, name: str, address: int, size: int) -> None:
+        self.kind = SEC_RODATA
+        self.real_name = ".rodata" if name.endswith(".rodata") else name
+        self.data = (ctypes.c_char * size).from_address(address)
 
 
-def source_of(file: BpfObject | None, func: Prog, insn: int) -> dict[str, Any] | None:
-    return None
+def apply_settings(file: BpfObject, images: dict[str, tuple[int, int]], values: dict[str, str]) -> None:
+    """Write the request's values into libbpf's images of read-only data (name -> address, size). Raises SettingError."""
+    maps = [_Image(name, *place) for name, place in images.items()]
+    settings.apply(file, maps, btf_load.variable_places(file), values)  # type: ignore[arg-type]
 
 
-def evidence_of(
-    machine: Any, entry: dict[str, Any], verdict: Verdict, lines: list[dict[str, Any]],
+def collect_evidence(
+    machine: Any, entry: dict[str, Any], verdict: Verdict, lines: dict[int, dict[str, Any]], file: BpfObject | None,
     progress: Callable[[dict[str, Any]], None], seconds: dict[str, float],
-) -> dict[str, Any] | None:  # fmt: skip
-    return None
+) -> dict[str, Any]:  # fmt: skip
+    """The same evidence as for our own loader, from libbpf's final instructions and attributes (`verdict.load`)."""
+    started = perf_counter()
+    features, load = machine.features, verdict.load
+    subject = Subject(load, [(func["start"], func["insns"]) for func in entry["funcs"]], verdict.fd is not None)
+    if load.func_info and features["btf_func_global"]:
+        subject.is_static = [not func["global"] for func in entry["funcs"]]
+        subject.void = [_returns_nothing(file, func["name"]) for func in entry["funcs"]]
+    subject.relos = [(row["relo"], row["insn"]) for row in entry["relos"]]
+    subject.guards = [pair for pair in subject.relos if _is_guard(lines[pair[0]])]
+    subject.processed = entry["verifier"]["processed_insns"] if entry["verifier"] else None
+    collector = Collector(machine.bpf, features["dead_code_removal"] and features["btf_func"])
+    try:
+        return collector.collect(subject, lambda phase: progress({"type": "progress", "phase": phase, "prog": entry["name"]}))
+    finally:
+        collector.close()
+        seconds["evidence"] += perf_counter() - started
 
 
-def setting_bytes(btf: Btf, name: str, text: str) -> tuple[str, int, bytes]:
-    """Where a read-only variable lies and what to write there: section, offset, bytes. GuestError when there is none."""
-    for id_ in range(1, btf.count):
-        if btf.kind(id_) != BTF_KIND_DATASEC or not btf.type(id_).name.startswith(".rodata"):
-            continue
-        for var, offset, size in btf.datasec(btf.type(id_)):
-            if btf.kind(var) == BTF_KIND_VAR and btf.type(var).name == name:
-                return btf.type(id_).name, offset, _encoded(btf, btf.type(var).type, text, size, name)
-    raise GuestError("no read-only variable '%s' in the object" % name)
+def _is_guard(line: dict[str, Any]) -> bool:
+    return line["kind"] in _GUARDS and line["outcome"] == "resolved"
 
 
-def _encoded(btf: Btf, type_id: int, text: str, size: int, name: str) -> bytes:
-    """The value in the variable's own bytes: numbers (any base), true and false, or text for char arrays."""
-    if btf.skip_mods_and_typedefs(type_id).kind == BTF_KIND_ARRAY:
-        data = text.encode()
-        if len(data) >= size:
-            raise GuestError("value of '%s' is longer than %d bytes" % (name, size - 1))
-        return data.ljust(size, b"\0")
-    value = {"true": 1, "false": 0}.get(text)
-    if value is None:
-        value = int(text, 0)
-    return (value & ((1 << (8 * size)) - 1)).to_bytes(size, btf.byteorder)
+def _returns_nothing(file: BpfObject | None, name: str) -> bool:
+    btf = file.btf if file is not None else None
+    func = btf.find(name, BTF_KIND_FUNC) if btf is not None else None
+    return btf is not None and func is not None and btf.type(btf.type(func).type).type == 0
