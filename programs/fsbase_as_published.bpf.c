@@ -6,7 +6,8 @@
  * guard keeps just that branch alive: every kernel with `fsbase` refuses the program ("invalid func unknown#195896080"). Below 4.7 the
  * branches are as wrong, with the names exchanged. A harness that is worth its name says so, and names the line of the read of `fs`.
  *
- * Only the declarations around the example are ours: it gives no context, so `thr` is the current task's.
+ * Only the declarations around the example are ours: it gives no context, so `thr` is the current task's. And APART: without it the compiler
+ * merges what the branches have in common and leaves the rest, the relocated instructions, with the line of the `if`.
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
@@ -35,6 +36,9 @@ struct {
 	__type(value, __u64);
 } last_fsbase SEC(".maps");
 
+/* No instruction, but a different one in each branch as far as the compiler can see. */
+#define APART(branch) asm volatile("// " branch)
+
 SEC("raw_tp/sched_process_exec")
 int fsbase_as_published(void *ctx)
 {
@@ -43,10 +47,13 @@ int fsbase_as_published(void *ctx)
 	__u64 fsbase;
 	__u32 key = 0;
 
-	if (LINUX_KERNEL_VERSION > KERNEL_VERSION(4, 6, 0))
+	if (LINUX_KERNEL_VERSION > KERNEL_VERSION(4, 6, 0)) {
 		fsbase = BPF_CORE_READ((struct thread_struct___v46 *)thr, fs);
-	else
+		APART("older");
+	} else {
 		fsbase = BPF_CORE_READ(thr, fsbase);
+		APART("newer");
+	}
 	bpf_map_update_elem(&last_fsbase, &key, &fsbase, 0);
 	return 0;
 }
