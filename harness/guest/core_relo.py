@@ -208,6 +208,7 @@ class _Relocator:
             raise CoreError("the kernel has no BTF (and none was given)", ESRCH, "no_target_btf")
         local = parse_spec(btf, type_id, btf.string(access_off), kind, not self.rules.negative_index_refused)
         relo.local_spec = format_spec(local)
+        relo.source = self.lines.naming(prog.sec_idx, insn_off, relo.local_spec)
         relo.local = describe(local)
         result, target = self._resolve(relo, local)
         poisoned = patch(prog.insns, relo.insn, result, self.obj.byteorder)
@@ -324,6 +325,30 @@ class SourceLines:
 
     def at(self, sec_idx: int, insn_off: int) -> dict[str, object] | None:
         """{"file", "line", "text"} of the instruction at byte `insn_off` of a section, None when unknown."""
+        _, records, at = self._find(sec_idx, insn_off)
+        return self._line(records[at]) if at >= 0 else None
+
+    def naming(self, sec_idx: int, insn_off: int, local_spec: str) -> dict[str, object] | None:
+        """The line of a relocation: that of its instruction, or a line just after it that names what is relocated.
+
+        clang gives the constant of an existence check (and often the offset of a read) no line of its own, so it would
+        count to the statement before; the record that follows is then the right one. Only looked at when the instruction
+        has no record and its line does not name the member.
+        """
+        offsets, records, at = self._find(sec_idx, insn_off)
+        if at < 0:
+            return None
+        line = self._line(records[at])
+        word = _last_word(local_spec)
+        if offsets[at] == insn_off or line is None or not word or _has_word(str(line["text"]), word):
+            return line
+        for near in range(at + 1, min(at + 4, len(offsets))):
+            other = self._line(records[near]) if offsets[near] - insn_off <= _NEAR_INSNS * INSN_SIZE else None
+            if other is not None and _has_word(str(other["text"]), word):
+                return other
+        return line
+
+    def _find(self, sec_idx: int, insn_off: int) -> tuple[list[int], list[tuple[int, ...]], int]:
         if self._by_section is None:
             self._by_section = self._index()
         offsets, records = self._by_section.get(sec_idx, ([], []))
@@ -334,11 +359,34 @@ class SourceLines:
                 low = middle + 1
             else:
                 high = middle
-        if not low or self.obj.btf is None:
+        return offsets, records, low - 1
+
+    def _line(self, record: tuple[int, ...]) -> dict[str, object] | None:
+        _, file_off, line_off, line_col = record
+        if self.obj.btf is None:
             return None
-        _, file_off, line_off, line_col = records[low - 1]
         try:
             file, text = self.obj.btf.string(file_off), self.obj.btf.string(line_off)
         except GuestError:
             return None
         return {"file": file.rsplit("/", 1)[-1], "line": line_col >> 10, "text": text.strip()}
+
+
+_NEAR_INSNS = 16
+
+
+def _last_word(local_spec: str) -> str:
+    """`fs` of `<byte_off> [5] struct thread_struct.fs (0:2 @ offset 8)`: what a source line would call it."""
+    path = local_spec.partition("] ")[2].partition(" (")[0].partition(" = ")[0]
+    return path.rpartition(" ")[2].rpartition("::")[2].rpartition(".")[2].partition("[")[0].partition("___")[0]
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Is `word` in `text` with no letter, digit or underscore beside it?"""
+    at = text.find(word)
+    while at >= 0:
+        beside = text[at - 1 : at] + text[at + len(word) : at + len(word) + 1]
+        if not any(char.isalnum() or char == "_" for char in beside):
+            return True
+        at = text.find(word, at + 1)
+    return False

@@ -308,8 +308,11 @@ class Facts:
             "before": before.hex(), "after": _patched(before, decision).hex(),
             "reason": decision.fatal or decision.why, "local": None, "target": None,
             "candidates": [_candidate(spec, matching, found) for _, spec, matching in decision.candidates],
-            "source": self._sources.at(func.sec_idx, offset) if self._sources is not None else None,
+            "source": self._source(func.sec_idx, offset, decision.local_spec),
         }  # fmt: skip
+
+    def _source(self, sec_idx: int, offset: int, local_spec: str | None) -> dict[str, object] | None:
+        return None if self._sources is None else self._sources.naming(sec_idx, offset, local_spec or "")
 
     def result(self) -> dict[str, Any]:
         """The whole answer."""
