@@ -14,7 +14,7 @@ from typing import Any
 from harness.model.cell import CellId
 from harness.model.expectation import Expectations, RelocationRule, Rule, matches
 from harness.model.result import CellResult, Expected, ProgResult, Relocation, to_json
-from harness.model.verdict import CellStatus, Verdict
+from harness.model.verdict import CellStatus, Liveness, Verdict
 
 # Nothing was found out about these; a promise is neither kept nor broken.
 UNJUDGED = frozenset({Verdict.NOT_JUDGED, Verdict.SKIPPED, Verdict.NOT_APPLICABLE})
@@ -52,7 +52,8 @@ def apply(prog: ProgResult, rules: Sequence[Rule]) -> ProgResult:
     if expected.verdict == "not_applicable" or prog.verdict in UNJUDGED:
         verdict = Verdict.NOT_APPLICABLE if expected.verdict == "not_applicable" else prog.verdict
         return replace(prog, expected=expected, verdict=verdict, met=verdict is not Verdict.NOT_JUDGED)
-    broken = (*_broken_verdict(prog, expected), *_broken_relocations(prog, entries))
+    refused = _broken_verdict(prog, expected)
+    broken = (*refused, *_broken_relocations(prog, entries, reached_only=bool(refused)))
     return replace(prog, expected=expected, met=not broken, unmet=broken)
 
 
@@ -88,10 +89,16 @@ def _covers(entry: RelocationRule, relo: Relocation) -> bool:
     return entry.covers(relo.field, relo.kind, relo.source.text if relo.source else "")
 
 
-def _broken_relocations(prog: ProgResult, entries: Sequence[RelocationRule]) -> tuple[str, ...]:
-    """The last entry that covers a relocation decides it."""
+def _broken_relocations(prog: ProgResult, entries: Sequence[RelocationRule], *, reached_only: bool) -> tuple[str, ...]:
+    """The last entry that covers a relocation decides it.
+
+    `reached_only`: of a program whose verdict is already broken, what the verifier did not come to is only a
+    consequence.
+    """
     broken = []
     for relo in prog.core_relos:
+        if reached_only and relo.liveness in {Liveness.UNREACHED, Liveness.UNKNOWN}:
+            continue
         covering = [entry for entry in entries if _covers(entry, relo)]
         if covering:
             broken += _differences(relo, covering[-1])

@@ -30,6 +30,7 @@ class Case:
 
     stage: str
     errno: int | None
+    error: str
     log: str
     section: str
     prog_type: str
@@ -45,6 +46,7 @@ class Case:
         return cls(
             stage=prog.get("stage") or "",
             errno=prog.get("errno"),
+            error=prog.get("error") or "",
             log=prog.get("log") or "",
             section=prog.get("section") or "",
             prog_type=prog.get("prog_type") or "",
@@ -181,6 +183,10 @@ VERIFIER = (
 )
 
 
+# The guest found the cause by loading smaller programs (harness/guest/refusals.py): better than any guess from here.
+_PROBED, _UNKNOWN = "refused before the verifier: ", "does not say why"
+
+
 def explain(case: Case) -> tuple[str, ...]:
     """Paragraphs for people on why the program was refused and what to do about it; empty when there is nothing to
     add.
@@ -188,6 +194,8 @@ def explain(case: Case) -> tuple[str, ...]:
     broken = [relo for relo in case.relocations if relo.is_broken and relo.outcome is Outcome.POISONED]
     if case.stage == "verifier" and broken:
         return tuple(dict.fromkeys(text for relo in broken for text in _about_poison(case, relo)))
+    if case.error.startswith(_PROBED) and not case.error.endswith(_UNKNOWN):
+        return ()
     rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER}.get(case.stage, ())
     for row in rows:
         text = _recognise(row, case)

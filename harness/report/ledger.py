@@ -171,8 +171,12 @@ def _names(refs: tuple[RelocationRef, ...]) -> str:
 
 
 def _is_dull(relocations: list[Relocation], program: Program) -> bool:
-    """Resolved and live everywhere; or resolved and dead everywhere, in a program that has nothing to explain."""
+    """Resolved and the same everywhere: live, or dead in a program with nothing to explain, or the verifier never
+    ran.
+    """
     if any(relo.outcome is not Outcome.RESOLVED or relo.is_guard or relo.guarded_by for relo in relocations):
         return False
+    if all(relo.liveness is Liveness.UNREACHED and relo.behind is None for relo in relocations):
+        return True
     states = {relo.liveness for relo in relocations}
     return states == {Liveness.LIVE} or (states == {Liveness.ELIMINATED} and not program.needs_words)
