@@ -117,9 +117,10 @@ class Matcher:
         for at, accessor in enumerate(local.accessors):
             t = btf.skip_mods_and_typedefs(here)
             if accessor[2]:
+                self.why = None
                 found = self._match_member(accessor, t, spec)
                 if found is None:
-                    return False
+                    return self._no(self.why or f"has no member '{accessor[2]}'{self._similar(accessor[2], t)}")
                 here = found
                 continue
             here = t.id
@@ -153,7 +154,6 @@ class Matcher:
         if t.vlen and len(spec.raw) == BPF_CORE_SPEC_MAX_LEN:
             raise self._too_many_steps()
         self._count_work(t.vlen)
-        self.why = f"has no member '{local[2]}'{self._similar(local[2] or '', t)}"
         for index, (name, type_id, bits, _) in enumerate(self.target.members(t)):
             if name and name != local[2]:
                 continue

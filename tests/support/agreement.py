@@ -50,9 +50,10 @@ def difference(obj: BpfObject, run: CoreRun, judged: Judgement) -> list[str]:
 def _decision_difference(ours: CoreRelo, theirs: Decision) -> list[str]:
     pairs = {
         "prog": (ours.prog.name, theirs.prog),
-        "local_spec": (ours.local_spec, theirs.local_spec),
         "outcome": (ours.outcome, theirs.outcome),
     }
+    if theirs.local_spec is not None or ours.outcome != "error":  # libbpf can give up before it prints the spec
+        pairs["local_spec"] = (ours.local_spec, theirs.local_spec)
     if ours.outcome != "error":
         pairs["target_spec"] = (ours.target_spec, theirs.target_spec)
     if ours.outcome == "resolved":

@@ -49,7 +49,7 @@ def compile_bpf(source: str, *, cpu: str = "v3", target: str = "bpf", prelude: b
         path = Path(scratch) / f"t{hashlib.sha256(text.encode()).hexdigest()[:8]}.bpf.c"
         path.write_text(text)
         out = path.with_suffix(".o")
-        command = [CLANG, f"--target={target}", "-g", "-O2", f"-mcpu={cpu}", "-Wno-everything", *options, "-c", str(path), "-o", str(out)]
+        command = [CLANG, f"--target={target}", "-g", "-O2", f"-mcpu={cpu}", "-Wno-everything", "-fno-crash-diagnostics", *options, "-c", str(path), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return out.read_bytes()
