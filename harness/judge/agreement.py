@@ -1,0 +1,194 @@
+"""Do two loaders agree on an object? Facts of our own loader against facts of the real libbpf, from the same kernel: pure.
+
+Compared are what libbpf's users would notice: whether the object and each program load and where they are refused, every relocation's
+outcome, values and bytes, externs, and all final instructions, with what differs by nature (descriptors, module indexes,
+kernel addresses) replaced by the names in `refs`. Texts for people are not compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Facts = Mapping[str, Any]
+Row = dict[str, Any]
+
+_LDIMM64, _CALL = 0x18, 0x85
+_MAX_INSN_ROWS = 5
+
+
+def disagreements(python: Facts, libbpf: Facts) -> list[Row]:
+    """What the two do not agree on; empty when they do.
+
+    A row has `what` (object, skipped, core_relo, extern, map, prog, insns), `where` (its name), `field`, and what each says under
+    `python` and `libbpf`.
+    """
+    return [
+        *_object(python, libbpf),
+        *_core_relos(python, libbpf),
+        *_named("extern", python["externs"], libbpf["externs"], _extern),
+        *_named("map", python["maps"], libbpf["maps"], lambda mine, theirs: _fields(mine, theirs, ("errno",))),
+        *_progs(python, libbpf),
+    ]
+
+
+def _row(what: str, where: str, field: str, mine: object, theirs: object) -> Row:
+    return {"what": what, "where": where, "field": field, "python": mine, "libbpf": theirs}
+
+
+def _object(python: Facts, libbpf: Facts) -> Iterator[Row]:
+    mine, theirs = python["object_error"], libbpf["object_error"]
+    if (mine is None) != (theirs is None):
+        yield _row("object", "", "object_error", _brief(mine), _brief(theirs))
+    elif mine is not None and (mine["stage"], mine["errno"]) != (theirs["stage"], theirs["errno"]):
+        yield _row("object", "", "object_error", _brief(mine), _brief(theirs))
+    if python["skipped_core_relos"] != libbpf["skipped_core_relos"] and mine is None:
+        yield _row("skipped", "", "skipped_core_relos", python["skipped_core_relos"], libbpf["skipped_core_relos"])
+
+
+def _brief(error: Mapping[str, Any] | None) -> str | None:
+    return None if error is None else f"{error['stage']} (errno {error['errno']}): {error['message']}"
+
+
+def _core_relos(python: Facts, libbpf: Facts) -> Iterator[Row]:
+    mine = {_relo_key(line): line for line in python["core_relos"]}
+    theirs = {_relo_key(line): line for line in libbpf["core_relos"]}
+    fatal_in_subprogram = _gave_up_for_all(libbpf)
+    for key in dict.fromkeys((*mine, *theirs)):
+        if key not in mine or key not in theirs:
+            if not fatal_in_subprogram or key in theirs:  # libbpf said nothing about what came after the fatal one
+                yield _row("core_relo", key, "present", key in mine, key in theirs)
+            continue
+        for field, one, other in _relo_fields(mine[key], theirs[key]):
+            yield _row("core_relo", key, field, one, other)
+
+
+def _relo_key(line: Mapping[str, Any]) -> str:
+    return f"{line['section']}: {line['prog']}+{line['insn']} {line['kind']}"
+
+
+def _relo_fields(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    yield from _fields(mine, theirs, ("outcome", "local_spec", "target_spec", "before"))
+    if mine["outcome"] == theirs["outcome"] != "error":
+        yield from _fields(mine, theirs, ("new_value", "after"))
+    if theirs["orig_value"] is not None:  # libbpf names it only where it patches a value
+        yield from _fields(mine, theirs, ("orig_value",))
+
+
+def _fields(mine: Mapping[str, Any], theirs: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    for name in names:
+        if mine[name] != theirs[name]:
+            yield name, mine[name], theirs[name]
+
+
+def _extern(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    yield from _fields(mine, theirs, ("outcome",))
+    number = _number(theirs["value"])
+    if mine["kind"] == "kconfig" and isinstance(mine["value"], int) and number is not None and mine["value"] != number:
+        yield "value", mine["value"], theirs["value"]
+
+
+def _number(text: object) -> int | None:
+    try:
+        return int(str(text), 0)
+    except ValueError:
+        return None
+
+
+def _named(what: str, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], compare: Any) -> Iterator[Row]:
+    ours = {row["name"]: row for row in mine}
+    others = {row["name"]: row for row in theirs}
+    for name in dict.fromkeys((*ours, *others)):
+        if name not in ours or name not in others:
+            yield _row(what, name, "present", name in ours, name in others)
+            continue
+        for field, one, other in compare(ours[name], others[name]):
+            yield _row(what, name, field, one, other)
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def _gave_up_for_all(libbpf: Facts) -> bool:
+    """libbpf relocates subprograms whether they are called or not: a fatal relocation in one leaves it no program to judge."""
+    error = libbpf["object_error"]
+    if error is None or error["stage"] != "core":
+        return False
+    return all(prog["stage"] == "core" for prog in libbpf["progs"] if prog["autoload"])
+
+
+def _progs(python: Facts, libbpf: Facts) -> Iterator[Row]:
+    mine = {prog["name"]: prog for prog in python["progs"]}
+    theirs = {prog["name"]: prog for prog in libbpf["progs"]}
+    hopeless = _gave_up_for_all(libbpf)
+    for name in dict.fromkeys((*mine, *theirs)):
+        if name not in mine or name not in theirs:
+            yield _row("prog", name, "present", name in mine, name in theirs)
+        elif not (hopeless and mine[name]["alone"]):
+            yield from _prog(name, mine[name], theirs[name])
+
+
+def _prog(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Row]:
+    fields = ("autoload", "loaded", "stage", "errno", "prog_type", "section")
+    for field, one, other in _fields(mine, theirs, fields):
+        yield _row("prog", name, field, one if field != "errno" else _why(mine), other if field != "errno" else _why(theirs))
+    if mine["insns"] and theirs["insns"] and not (mine["stage"] == theirs["stage"] == "pre_verifier"):
+        yield from _insns(name, mine, theirs)
+
+
+def _why(prog: Mapping[str, Any]) -> str:
+    return f"{prog['errno']}: {prog['error']}"
+
+
+def _insns(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Row]:
+    ours, others = normalised(mine), normalised(theirs)
+    if len(ours) != len(others):
+        yield _row("insns", name, "count", len(ours), len(others))
+        return
+    different = [index for index, (one, other) in enumerate(zip(ours, others, strict=True)) if one != other]
+    for index in different[:_MAX_INSN_ROWS]:
+        yield _row("insns", name, f"insn {index}", _spelled(ours[index]), _spelled(others[index]))
+    if len(different) > _MAX_INSN_ROWS:
+        yield _row("insns", name, "more", f"{len(different)} instructions differ", None)
+    mine_relos = sorted(row["insn"] for row in mine["relos"])
+    their_relos = sorted(row["insn"] for row in theirs["relos"])
+    if mine_relos != their_relos:
+        yield _row("insns", name, "relos", mine_relos, their_relos)
+
+
+def _spelled(insn: tuple[object, ...]) -> str:
+    return " ".join(str(part) for part in insn)
+
+
+def normalised(prog: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """The final instructions of a program's facts as (code, registers, off, imm), with names for what the loader made up.
+
+    A map's descriptor, a module's index among the descriptors of kernel functions, a module BTF's descriptor and a kernel
+    address are replaced; offsets into a map and BTF type ids are the same for every loader and stay.
+    """
+    code = base64.b64decode(prog["insns"])
+    insns: list[tuple[object, ...]] = list(struct.iter_unpack("<BBhi", code))
+    for ref in prog["refs"]:
+        rule = _RULES.get(ref["kind"])
+        if rule is None or ref["insn"] >= len(insns):
+            continue
+        index, name = ref["insn"], f"{ref['kind']}:{ref['name']}"
+        for slot, field in rule:
+            place = index + slot
+            if place < len(insns):
+                parts = list(insns[place])
+                parts[field] = name
+                insns[place] = tuple(parts)
+    return insns
+
+
+# kind of reference -> (slot, field) pairs that are replaced; field 2 is off, 3 is imm
+_RULES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "map_fd": ((0, 3),),
+    "map_value": ((0, 3),),
+    "kfunc": ((0, 2),),
+    "ksym": ((0, 3), (1, 3)),
+    "btf_id": ((1, 3),),
+}

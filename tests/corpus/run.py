@@ -1,0 +1,175 @@
+"""Both loaders on every object of the corpus, compared: `python -m tests.corpus.run [--local] [--sample N] [OBJECT...]`.
+
+`--local` asks this machine's kernel (root); `--kernels GLOB` boots guests of the matrix. Each batch of objects is judged in a process of its
+own, so that one that dies takes nothing else with it. The summary goes to stdout, `--json` keeps every disagreement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CorematrixError
+from harness.judge.agreement import disagreements
+from harness.store import Store
+from tests.corpus.fetch import CorpusObject, fetch_all
+
+_BATCH = 16
+_SECONDS_PER_OBJECT = 60
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(kw_only=True)
+class Compared:
+    """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one)."""
+
+    name: str
+    kernel: str
+    relocations: int = 0
+    progs: int = 0
+    loaded: int = 0
+    insns: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str | None = None
+
+
+def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
+    """Figures are libbpf's."""
+    return Compared(
+        name=name,
+        kernel=kernel,
+        relocations=len(libbpf["core_relos"]),
+        progs=sum(prog["autoload"] for prog in libbpf["progs"]),
+        loaded=sum(prog["loaded"] for prog in libbpf["progs"]),
+        insns=sum(len(prog["insns"]) * 3 // 4 // 8 for prog in libbpf["progs"]),
+        outcomes=dict(Counter(line["outcome"] for line in libbpf["core_relos"])),
+        error=libbpf["object_error"]["stage"] if libbpf["object_error"] else None,
+        rows=disagreements(python, libbpf),
+    )
+
+
+def run_local(objects: Sequence[tuple[str, Path]], libbpf: str | None) -> Iterator[Compared]:
+    """On this machine's kernel, a process for each batch; an object whose process dies is tried again alone."""
+    pending = [list(objects[start : start + _BATCH]) for start in range(0, len(objects), _BATCH)]
+    while pending:
+        batch = pending.pop(0)
+        answers, why = _worker(batch, libbpf)
+        for name, path in batch:
+            if name in answers:
+                both = answers[name]
+                yield compare(name, "local", both["python"], both["libbpf"]) if "python" in both else Compared(
+                    name=name, kernel="local", trouble=both["trouble"]
+                )
+            elif len(batch) == 1:
+                yield Compared(name=name, kernel="local", trouble=why)
+            else:
+                pending.insert(0, [(name, path)])
+
+
+def _worker(batch: Sequence[tuple[str, Path]], libbpf: str | None) -> tuple[dict[str, Any], str]:
+    """Facts by object name from one subprocess, and why any is missing."""
+    request = json.dumps({"objects": [(name, str(path)) for name, path in batch], "libbpf": libbpf})
+    command = [sys.executable, "-m", "tests.corpus.worker"]
+    try:
+        done = subprocess.run(
+            command, input=request, capture_output=True, text=True, cwd=_ROOT, timeout=_SECONDS_PER_OBJECT * len(batch), check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode()
+        return _answers(text), "took too long"
+    return _answers(done.stdout), f"the process ended with {done.returncode}: {done.stderr[-2000:]}"
+
+
+def _answers(text: str) -> dict[str, Any]:
+    found = {}
+    for line in text.splitlines():
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[answer["name"]] = answer
+    return found
+
+
+def summary(compared: Sequence[Compared]) -> str:
+    """The figures and each disagreement, for people and docs/corpus.md."""
+    good = [one for one in compared if one.trouble is None]
+    disagree = [one for one in good if one.rows]
+    outcomes = sum((Counter(one.outcomes) for one in good), Counter[str]())
+    lines = [
+        f"objects: {len(compared)}, compared: {len(good)}, in agreement: {len(good) - len(disagree)}",
+        f"relocations: {sum(one.relocations for one in good)} ({', '.join(f'{count} {word}' for word, count in sorted(outcomes.items()))})",
+        f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded; "
+        f"final instructions compared: {sum(one.insns for one in good)}",
+        f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
+    ]
+    for one in compared:
+        if one.trouble is not None:
+            lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
+        for row in one.rows:
+            lines.append(f"{one.kernel} {one.name}: {row['what']} {row['where']} {row['field']}: python {row['python']} | libbpf {row['libbpf']}")
+    return "\n".join(lines) + "\n"
+
+
+def choose(objects: Sequence[CorpusObject], sample: int | None, globs: Sequence[str]) -> list[CorpusObject]:
+    """Those whose name matches, or every n-th so that about `sample` remain, spread over all packages."""
+    import fnmatch
+
+    chosen = [one for one in objects if not globs or any(fnmatch.fnmatchcase(one.name, glob) for glob in globs)]
+    if sample is None or sample >= len(chosen):
+        return chosen
+    return [chosen[index * len(chosen) // sample] for index in range(sample)]
+
+
+def main(arguments: list[str]) -> int:
+    """0 when all agree, 1 when some do not, 4 when some could not be compared."""
+    parser = argparse.ArgumentParser(prog="python -m tests.corpus.run", description=__doc__)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="this machine's kernel (the default)")
+    where.add_argument("--kernels", action="append", metavar="GLOB", help="kernels of the matrix, in guests")
+    parser.add_argument("--sample", type=int, metavar="N")
+    parser.add_argument("--libbpf", help="another libbpf.so.1, for --local")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("objects", nargs="*", metavar="GLOB_OR_FILE")
+    options = parser.parse_args(arguments)
+    try:
+        compared = list(_run(options))
+    except CorematrixError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_status
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(one) for one in compared], indent=1) + "\n")
+    sys.stdout.write(summary(compared))
+    return 1 if any(one.rows for one in compared) else 4 if any(one.trouble for one in compared) else 0
+
+
+def _run(options: argparse.Namespace) -> Iterator[Compared]:
+    with Store.default() as store:
+        files = [Path(word) for word in options.objects if Path(word).is_file()]
+        if files:
+            chosen = [(str(path), path) for path in files]
+        else:
+            chosen = [
+                (f"{one.name}@{one.sha256[:8]}", path)
+                for one in choose(fetch_all(store), options.sample, options.objects)
+                if (path := store.blob(one.sha256)) is not None
+            ]
+        if options.kernels:
+            from tests.corpus.guests import run_guests
+
+            yield from run_guests(chosen, options.kernels, store)
+        else:
+            yield from run_local(chosen, options.libbpf)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
