@@ -238,6 +238,10 @@ class _Slice(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self._file.read(min(len(buffer), self._left))
+        if self._left and not data:
+            # tarfile would take the end of an uncompressed archive at a member's boundary for its proper end.
+            message = "the archive ends early"
+            raise EOFError(message)
         self._left -= len(data)
         buffer[: len(data)] = data
         return len(data)
