@@ -1,8 +1,9 @@
 """The guest bundle: `harness/guest` as one zip, byte for byte reproducible, named by its content.
 
-Members are stored, not compressed: the guest reads them from memory, and inflating would cost it more than it saves. Beside each
-source lies its `.pyc`, hash-based and *unchecked* (PEP 552), which loads without looking at any clock; it is compiled by a Python
-whose bytecode magic is the guest's. Without such a Python the guest compiles the sources itself, slower and the same.
+Members are stored, not compressed: the guest reads them from memory, and inflating would cost it more than it saves.
+Beside each source lies its `.pyc`, hash-based and *unchecked* (PEP 552), which loads without looking at any clock; it
+is compiled by a Python whose bytecode magic is the guest's. Without such a Python the guest compiles the sources
+itself, slower and the same.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ def build(files: dict[str, bytes] | None = None, *, magic: bytes | None = None) 
         members = {name: data for source, text in members.items() for name, data in _with_bytecode(source, text)}
     data = _zip(members)
     return Bundle(data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+def fingerprint(files: dict[str, bytes]) -> str:
+    """A hash of what `build` makes of `files` here, without making it: the sources, and the bytecode's magic number."""
+    digest = hashlib.sha256(importlib.util.MAGIC_NUMBER)
+    for name, data in sorted(files.items()):
+        digest.update(b"%s\0%d\0%s" % (name.encode(), len(data), data))
+    return digest.hexdigest()
 
 
 def bytecode(name: str, source: bytes) -> bytes:

@@ -1,4 +1,6 @@
-"""PID 1 in a guest; elsewhere a command: `python3 -m harness.guest judge OBJECT` prints the facts this machine's kernel gives."""
+"""PID 1 in a guest; elsewhere a command: `python3 -m harness.guest judge OBJECT` prints the facts this machine's
+kernel gives.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def main() -> int:
 
 
 def as_init() -> None:
-    """A guest's whole life. Whatever goes wrong is told on the console before the power goes off: the host keeps that as evidence."""
+    """A guest's whole life. Whatever goes wrong is told on the console before the power goes off: the host keeps that
+    as evidence.
+    """
     from . import init
 
     try:
@@ -27,10 +31,11 @@ def as_init() -> None:
         for complaint in init.insert_modules():
             sys.stderr.write("corematrix: module %s\n" % complaint)
         _serve(init)
-    except BaseException:
+    except BaseException as error:
         import traceback
 
         traceback.print_exc()
+        sys.stderr.write("corematrix: PID 1 failed: %s: %s\n" % (type(error).__name__, error))
     init.power_off()
 
 
@@ -38,10 +43,8 @@ def _serve(init: Any) -> None:
     from .server import Server
 
     port = init.open_port()
-    try:
-        machine = _survey(btf_path="/boot/vmlinux.btf", kconfig_path="/boot/config")
-    except ImportError as e:
-        machine = None; sys.stderr.write("no judge: %s\n" % e)
+    release = os.uname().release
+    machine = _survey(btf_path="/boot/vmlinux-" + release, kconfig_path="/boot/config-" + release)
     Server(port, machine).serve()
 
 

@@ -1,7 +1,8 @@
-"""PID 1 of a guest: mounts, modules, the port to the host, power-off. Python's own `ctypes` calls, no shell, no tools.
+"""PID 1 of a guest: mounts, modules, the port to the host, power-off. Python's own `ctypes` calls, no shell, no
+tools.
 
-Kernel arguments understood (all optional): `corematrix.port=NAME` names the virtio-serial port, `corematrix.tty=ttyS1` a UART to use
-where no such port turns up because the kernel has no virtio_console.
+Kernel arguments understood (all optional): `corematrix.port=NAME` names the virtio-serial port,
+`corematrix.tty=ttyS1` a UART to use where no such port turns up because the kernel has no virtio_console.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .port import Port
 
-MODULES = "/lib/corematrix/modules"
+MODULES = "/usr/lib/corematrix/modules"
 DEFAULT_PORT = "org.corematrix.0"
 
 # <linux/mount.h>
@@ -49,7 +50,9 @@ def mount_all() -> None:
 
 
 def insert_modules(directory: str = MODULES) -> list[str]:
-    """Insert every module of `directory` in the order of its file names; returns complaints, one line per module refused."""
+    """Insert every module of `directory` in the order of its file names; returns complaints, one line per module
+    refused.
+    """
     complaints = []
     for name in sorted(os.listdir(directory)):
         descriptor = os.open(directory + "/" + name, os.O_RDONLY | os.O_CLOEXEC)
@@ -91,8 +94,9 @@ def open_port() -> Port:
 
 
 def _virtio_port(wanted: str) -> str | None:
-    """The node of the port named `wanted`. The driver learns its ports and their names from the host after it is loaded: the
-    kernel's uevents say when to look again."""
+    """The node of the port named `wanted`. The driver learns its ports and their names from the host after it is
+    loaded: the kernel's uevents say when to look again.
+    """
     if not os.path.isdir("/sys/bus/virtio/drivers/virtio_console"):
         return None
     events = _socket.socket(_AF_NETLINK, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT)

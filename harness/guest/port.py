@@ -1,13 +1,13 @@
 """The guest's end of the byte stream to the host: a virtio-serial port, or a UART where there is none.
 
-A virtio-serial port knows whether the host is there. While it is not, poll(2) would return at once (POLLHUP) and read(2) gives
-nothing: the driver tells of the host's coming by SIGIO (drivers/char/virtio_console.c, handle_control_message), so a waiting guest
-sleeps, and may be saved in its sleep and restored much later.
+A virtio-serial port knows whether the host is there. While it is not, poll(2) would return at once (POLLHUP) and
+read(2) gives nothing: the driver tells of the host's coming by SIGIO (drivers/char/virtio_console.c,
+handle_control_message), so a waiting guest sleeps, and may be saved in its sleep and restored much later.
 """
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import fcntl
 import os
 import select

@@ -1,10 +1,16 @@
-"""JSON without importing `json`: the same C scanner and encoder, without the regular expressions its package compiles on import.
+"""JSON without importing `json`: the same C scanner and encoder, without the regular expressions its package compiles
+on import.
 
-In an emulated guest `import json` costs more than the whole BTF probe. `_json` is CPython's own; should it be missing or have
-changed its signature, the `json` package stands in.
+In an emulated guest `import json` costs more than the whole BTF probe. `_json` is CPython's own; should it be missing
+or have changed its signature, the `json` package stands in.
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 class _ScannerContext:
@@ -17,21 +23,24 @@ class _ScannerContext:
     parse_int = int
 
     @staticmethod
-    def parse_constant(name):
+    def parse_constant(name: str) -> Any:
         raise ValueError("%s is not JSON" % name)
 
 
-def _not_serialisable(value):
+def _not_serialisable(value: object) -> Any:
     raise TypeError("%s is not JSON serialisable" % type(value).__name__)
 
 
-def _quick():
+def _quick() -> tuple[Callable[[str], Any], Callable[[Any], str]]:
     import _json
 
-    scan = _json.make_scanner(_ScannerContext())
-    encode = _json.make_encoder(None, _not_serialisable, _json.encode_basestring_ascii, None, ":", ",", False, False, False)
+    context: Any = _ScannerContext()
+    scan = _json.make_scanner(context)
+    encode = _json.make_encoder(
+        None, _not_serialisable, _json.encode_basestring_ascii, None, ":", ",", False, False, False
+    )
 
-    def loads(text):
+    def loads(text: str) -> Any:
         """The value of one JSON text. Raises ValueError."""
         try:
             value, end = scan(text, 0)
@@ -41,7 +50,7 @@ def _quick():
             raise ValueError("more after the JSON value, from character %d" % end)
         return value
 
-    def dumps(value):
+    def dumps(value: Any) -> str:
         """The JSON text of a value, ASCII only. Raises TypeError or ValueError for what JSON cannot say."""
         return "".join(encode(value, 0))
 
@@ -50,7 +59,7 @@ def _quick():
     return loads, dumps
 
 
-def _plain():
+def _plain() -> tuple[Callable[[str], Any], Callable[[Any], str]]:
     import json
 
     return json.loads, json.dumps

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from .port import Port
 
 
-class PowerOff(Exception):  # noqa: N818 - a request, not a fault
+class PowerOff(Exception):
     """The host asked the guest to end."""
 
 
 class Server:
-    """Answers requests on one port until the host says `poweroff`. `machine` is what `judge.Machine.survey` returned."""
+    """Answers requests on one port until the host says `poweroff`. `machine` is what `judge.Machine.survey` returned.
+    """
 
     def __init__(self, port: Port, machine: Any) -> None:
         self._port = port
@@ -45,7 +46,7 @@ class Server:
             yield from decoder.feed(self._port.read())
 
     def _answer(self, frame: Frame) -> dict[str, Any]:
-        operation = self._operations.get(frame.message.get("op"))
+        operation = self._operations.get(str(frame.message.get("op")))
         try:
             if operation is None:
                 raise ValueError("no operation named %r" % (frame.message.get("op"),))
@@ -68,7 +69,7 @@ class Server:
 
         return judge(self._machine, frame.blob, frame.message, lambda message: self._send(frame, message))
 
-    def _power_off(self, frame: Frame) -> dict[str, Any]:
+    def _power_off(self, _frame: Frame) -> dict[str, Any]:
         raise PowerOff
 
 
@@ -79,8 +80,9 @@ def _traceback() -> str:
 
 
 def _set_clock(message: dict[str, Any]) -> None:
-    """A restored guest believes it is still the moment it was saved, and its random numbers are those of its twins: take the
-    host's time (`time_ns`), and its `entropy` (hex) into the pool, which reseeds the generator."""
+    """A restored guest believes it is still the moment it was saved, and its random numbers are those of its twins:
+    take the host's time (`time_ns`), and its `entropy` (hex) into the pool, which reseeds the generator.
+    """
     if "time_ns" in message:
         import time
 

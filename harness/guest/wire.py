@@ -10,6 +10,11 @@ import zlib
 
 from .quick_json import dumps, loads
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
 MAGIC = b"CMTX"
 VERSION = 1
 HEADER = struct.Struct("<4sHHI16sI")
@@ -24,17 +29,19 @@ class WireError(Exception):
 
 
 class Frame:
-    """One message: `message` is a dict, `blob` the bytes after it, `nonce` the 16 bytes that tie an answer to its request."""
+    """One message: `message` is a dict, `blob` the bytes after it, `nonce` the 16 bytes that tie an answer to its
+    request.
+    """
 
     __slots__ = ("blob", "message", "nonce")
 
-    def __init__(self, message, nonce=NO_NONCE, blob=b""):
+    def __init__(self, message: dict[str, Any], nonce: bytes = NO_NONCE, blob: bytes = b"") -> None:
         self.message = message
         self.nonce = nonce
         self.blob = blob
 
 
-def encode(frame):
+def encode(frame: Frame) -> bytes:
     """The frame's bytes: header, `u32 json_length`, JSON, blob."""
     text = dumps(frame.message).encode()
     payload = b"".join((struct.pack("<I", len(text)), text, frame.blob))
@@ -42,18 +49,22 @@ def encode(frame):
 
 
 class Decoder:
-    """Collects bytes and gives back whole frames. `limit` bounds a payload, so that a hostile peer cannot fill our memory."""
+    """Collects bytes and gives back whole frames. `limit` bounds a payload, so that a hostile peer cannot fill our
+    memory.
+    """
 
     __slots__ = ("_buffer", "_limit")
 
-    def __init__(self, limit=MAX_PAYLOAD):
+    def __init__(self, limit: int = MAX_PAYLOAD) -> None:
         self._buffer = bytearray()
         self._limit = limit
 
-    def feed(self, data):
-        """Add bytes; return the list of frames that are now complete. Raises WireError at the first byte that cannot be ours."""
+    def feed(self, data: bytes) -> list[Frame]:
+        """Add bytes; return the list of frames that are now complete. Raises WireError at the first byte that cannot
+        be ours.
+        """
         self._buffer += data
-        frames = []
+        frames: list[Frame] = []
         while True:
             frame = self._take()
             if frame is None:
@@ -61,11 +72,11 @@ class Decoder:
             frames.append(frame)
 
     @property
-    def pending(self):
+    def pending(self) -> int:
         """How many bytes wait for the rest of their frame."""
         return len(self._buffer)
 
-    def _take(self):
+    def _take(self) -> Frame | None:
         buffer = self._buffer
         if not MAGIC.startswith(bytes(buffer[:4])):
             raise WireError("a frame starts with %r instead of %r" % (bytes(buffer[:4]), MAGIC))
@@ -86,7 +97,7 @@ class Decoder:
         return _frame(payload, nonce)
 
 
-def _frame(payload, nonce):
+def _frame(payload: bytes, nonce: bytes) -> Frame:
     (size,) = struct.unpack_from("<I", payload)
     if size > len(payload) - 4:
         raise WireError("a frame whose JSON length %d exceeds its payload of %d" % (size, len(payload)))
@@ -100,9 +111,9 @@ def _frame(payload, nonce):
     return Frame(message, nonce, payload[4 + size :])
 
 
-def _check_depth(message):
+def _check_depth(message: dict[str, Any]) -> None:
     """Refuse a message nested deeper than MAX_DEPTH: code that walks it need not fear for its stack."""
-    level = [message]
+    level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _values(outer) if isinstance(inner, (dict, list))]
         if not level:
@@ -110,5 +121,5 @@ def _check_depth(message):
     raise ValueError("nested deeper than %d" % MAX_DEPTH)
 
 
-def _values(container):
+def _values(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container

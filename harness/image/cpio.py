@@ -1,6 +1,7 @@
 """The newc cpio format, as the kernel unpacks it (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-Reproducible: the same entries in any order of insertion give the same bytes. Times are zero, owners are root, inode numbers count up.
+Reproducible: the same entries in any order of insertion give the same bytes. Times are zero, owners are root, inode
+numbers count up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One member: `mode` holds type and permissions, `data` a file's content or a link's target, `device` (major, minor) of a node."""
+    """One member: `mode` holds type and permissions, `data` a file's content or a link's target, `device` (major,
+    minor) of a node.
+    """
 
     mode: int
     data: bytes = b""

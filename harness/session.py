@@ -1,0 +1,332 @@
+"""One guest's life: boot or restore, ask, collect, shut down. The one place where kernels, initramfs, QEMU and
+transport meet.
+
+    with Session(kernel, SessionOptions(store=store, packages=packages)) as session:
+        facts = session.judge(JudgeRequest(name="task_state", loader="python"), data, on_progress)
+
+Policy: a saved guest is restored; where there is none, the kernel is booted, saved, and what was saved is restored.
+What cannot be saved or restored is booted. What comes out of a guest is untrusted: sizes, checksums, nonces and
+deadlines are checked here and in `guest/wire.py`, the meaning of the facts in `judge/`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness import boot, payload
+from harness.boot import Guest, GuestPackages, Recipe
+from harness.errors import CorematrixError, GuestLostError, InfrastructureError
+from harness.guest.wire import Frame, WireError
+from harness.model.kernel import Kernel
+from harness.model.verdict import Start
+from harness.store import Store
+from harness.transport import ChannelClosedError, ChannelTimeoutError
+from harness.vm import accelerator, qemu, snapshot
+from harness.vm.qmp import QmpError
+
+_MAX_BLOB = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Seconds allowed for each step of a guest's life."""
+
+    boot: float
+    restore: float
+    save: float
+    judge: float
+    power_off: float
+
+
+# Under emulation a boot takes 2 to 8 seconds on an idle machine and several times that on a busy one; a deadline is
+# for a guest that hangs, not for one that is slow.
+DEADLINES = {
+    accelerator.TCG: Deadlines(boot=120.0, restore=30.0, save=60.0, judge=300.0, power_off=5.0),
+    accelerator.KVM: Deadlines(boot=30.0, restore=10.0, save=30.0, judge=120.0, power_off=5.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """`cold`: boot although a saved guest exists, and save nothing. `accelerator` None: KVM where it works, else TCG.
+
+    `judge_seconds` replaces the deadline of one request. `on_event` gets lines for people. `sources` are the guest's
+    own modules (what is in the package; tests add to them).
+    """
+
+    store: Store
+    packages: GuestPackages
+    cold: bool = False
+    accelerator: Literal["kvm", "tcg"] | None = None
+    judge_seconds: float | None = None
+    on_event: Callable[[str], None] = lambda _line: None
+    sources: Mapping[str, bytes] = field(default_factory=payload.sources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRequest:
+    """The request of docs/facts.md; `settings` are values as text."""
+
+    name: str
+    loader: str = "python"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    progs: tuple[str, ...] | None = None
+    skip_progs: tuple[str, ...] = ()
+    evidence: bool = True
+    rules: str | None = None
+
+    def message(self) -> dict[str, Any]:
+        """As it travels."""
+        return {
+            "op": "judge", "name": self.name, "loader": self.loader, "settings": dict(self.settings),
+            "progs": None if self.progs is None else list(self.progs), "skip_progs": list(self.skip_progs),
+            "evidence": self.evidence, "rules": self.rules,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How the guest came to be. `seconds` from start to its first answer; `notes` what did not go as usual, in words.
+    """
+
+    accelerator: str
+    accelerator_reason: str
+    qemu: str
+    cpu: str
+    cpus: int
+    memory_mb: int
+    start: Start
+    seconds: float
+    packages: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
+
+
+class Session:
+    """A guest that answers. A context manager; `close` may be called from any thread, the rest from one at a time.
+
+    Keep the thread that opens a session alive as long as the session: the guest dies with it (`proc.spawn`).
+    """
+
+    provenance: Provenance
+
+    def __init__(self, kernel: Kernel, options: SessionOptions) -> None:
+        """Start the guest and await its greeting. Raises GuestLostError when it does not come up, InfrastructureError
+        when it cannot even be started.
+        """
+        self._kernel = kernel
+        self._options = options
+        self._notes: list[str] = []
+        self._closed = False
+        self._guest: Guest | None = None
+        started = time.monotonic()
+        self._accelerator = self._choose_accelerator()
+        self._deadlines = DEADLINES[self._accelerator.name]
+        self._recipe = self._make_recipe(self._accelerator.name)
+        self._guest, start = self._begin()
+        self.provenance = self._describe(start, time.monotonic() - started)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def judge(
+        self, request: JudgeRequest, data: bytes, on_progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Ask for the verdict on an object's bytes; the guest's facts. `on_progress` gets each progress message.
+
+        Raises GuestLostError: `crashed` (it died), `timeout`, or `error` (it spoke nonsense, or our code in it
+        failed). The session is of no use afterwards.
+        """
+        if len(data) > _MAX_BLOB:
+            message = f"{request.name}: {len(data)} bytes are more than an object may have ({_MAX_BLOB})"
+            raise InfrastructureError(message)
+        seconds = self._options.judge_seconds or self._deadlines.judge
+        return self._ask(
+            self._running(), request.message(), blob=data, seconds=seconds, wanted="facts", on_progress=on_progress
+        )
+
+    @property
+    def console(self) -> str:
+        """What the console said so far."""
+        return "" if self._guest is None else self._guest.qemu.console.text()
+
+    def close(self) -> None:
+        """End the guest. Its memory is worth nothing and its disk does not exist: it is killed, not shut down."""
+        self._closed = True
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.end()
+
+    # --- coming to be
+
+    def _choose_accelerator(self) -> accelerator.Accelerator:
+        wanted = self._options.accelerator
+        if wanted is not None:
+            return accelerator.Accelerator(name=wanted, reason="asked for")
+        arch = self._kernel.spec.arch
+        return accelerator.choose(arch, qemu.version(qemu.binary(arch)), self._options.store, self._try_kvm)
+
+    def _try_kvm(self) -> None:
+        """Boot this kernel with KVM, for `accelerator.choose`."""
+        guest = boot.start_cold(self._make_recipe(accelerator.KVM), savable=False)
+        try:
+            self._hello(guest, accelerator.PROBE_SECONDS)
+        finally:
+            guest.end()
+
+    def _make_recipe(self, name: str) -> Recipe:
+        options = self._options
+        return Recipe(
+            kernel=self._kernel, packages=options.packages, store=options.store, accelerator=name,
+            sources=dict(options.sources),
+        )  # fmt: skip
+
+    def _begin(self) -> tuple[Guest, Start]:
+        """A guest that has said hello, and how it started."""
+        if self._options.cold:
+            return self._boot(savable=False), Start.COLD
+        key = self._recipe.key()
+        guest = self._restore(key)
+        if guest is not None:
+            return guest, Start.RESTORED
+        with self._options.store.lock(f"guest {key}"):
+            # Whoever held the lock before us may just have saved it.
+            guest = self._restore(key)
+            if guest is not None:
+                return guest, Start.RESTORED
+            self._save(key)
+        guest = self._restore(key)
+        return (guest, Start.RESTORED) if guest is not None else (self._boot(savable=False), Start.COLD)
+
+    def _restore(self, key: str) -> Guest | None:
+        """The saved guest, come up, or None where there is none or it does not come up (which is noted, and it is
+        dropped).
+        """
+        store = self._options.store
+        saved = snapshot.find(store, key)
+        if saved is None:
+            return None
+        try:
+            return self._greeted(boot.start_saved(self._recipe, saved), self._deadlines.restore)
+        except (GuestLostError, OSError) as error:
+            self._note(f"the saved guest did not come up and was dropped: {error}")
+            snapshot.drop(store, key)
+            return None
+
+    def _boot(self, *, savable: bool) -> Guest:
+        return self._greeted(boot.start_cold(self._recipe, savable=savable), self._deadlines.boot)
+
+    def _save(self, key: str) -> None:
+        """Boot a guest and save it; what cannot be saved is noted, and the caller boots cold."""
+        guest = self._boot(savable=True)
+        try:
+            guest.channel.close()
+            assert guest.memory is not None
+            deadline = time.monotonic() + self._deadlines.save
+            snapshot.save(self._options.store, key, guest.qemu.monitor, guest.memory, deadline)
+        except CorematrixError as error:
+            self._note(f"the guest could not be saved: {error.message}")
+        finally:
+            guest.end()
+
+    def _greeted(self, guest: Guest, seconds: float) -> Guest:
+        try:
+            deadline = time.monotonic() + seconds
+            guest.qemu.monitor.negotiate(deadline)
+            if guest.incoming is not None:
+                snapshot.load(guest.qemu.monitor, guest.incoming, deadline)
+            self._hello(guest, seconds)
+        except BaseException as error:
+            if isinstance(error, QmpError):
+                lost = self._lost(guest, "QEMU ended before the guest came up", "crashed")
+                raise lost from error
+            guest.end()
+            raise
+        return guest
+
+    def _hello(self, guest: Guest, seconds: float) -> dict[str, Any]:
+        message = {"op": "hello", "time_ns": time.time_ns(), "entropy": secrets.token_hex(32)}
+        return self._ask(guest, message, seconds=seconds, wanted="hello")
+
+    def _describe(self, start: Start, seconds: float) -> Provenance:
+        return Provenance(
+            accelerator=self._accelerator.name, accelerator_reason=self._accelerator.reason,
+            qemu=qemu.version(self._recipe.qemu), cpu=self._recipe.cpu, cpus=boot.CPUS,
+            memory_mb=self._kernel.spec.memory_mb, start=start, seconds=round(seconds, 3),
+            packages=self._options.packages.provenance, notes=tuple(self._notes),
+        )  # fmt: skip
+
+    def _note(self, line: str) -> None:
+        self._notes.append(line)
+        self._options.on_event(f"{self._kernel.spec.id}: {line}")
+
+    # --- asking
+
+    def _running(self) -> Guest:
+        if self._guest is None:
+            message = f"{self._kernel.spec.id}: the guest has been shut down"
+            raise GuestLostError(message, status="error")
+        return self._guest
+
+    def _ask(
+        self, guest: Guest, message: dict[str, Any], *, blob: bytes = b"", seconds: float, wanted: str,
+        on_progress: Callable[[dict[str, Any]], None] = lambda _message: None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Send one request and take its answer of type `wanted`, whatever else the guest does in the meantime."""
+        deadline = time.monotonic() + seconds
+        nonce = os.urandom(16)
+        with self._losses(guest, message["op"], seconds):
+            guest.channel.send(Frame(message, nonce, blob), deadline)
+            while True:
+                answer = guest.channel.receive(deadline)
+                if answer.nonce != nonce:
+                    raise WireError("an answer to a question we did not ask (its nonce is not ours)")  # noqa: EM101
+                kind = answer.message.get("type")
+                if kind == "progress":
+                    on_progress(answer.message)
+                elif kind == wanted:
+                    return answer.message
+                else:
+                    raise WireError(_unexpected(answer.message, wanted))
+
+    @contextmanager
+    def _losses(self, guest: Guest, operation: str, seconds: float) -> Iterator[None]:
+        """What can go wrong on the way, as GuestLostError."""
+        what = f"during {operation!r}"
+        try:
+            yield
+        except ChannelClosedError as error:
+            raise self._lost(guest, f"the guest died {what}", "crashed") from error
+        except ChannelTimeoutError as error:
+            half = f" ({guest.channel.pending} bytes of an answer had come)" if guest.channel.pending else ""
+            raise self._lost(guest, f"the guest did not answer {what} within {seconds:g} s{half}", "timeout") from error
+        except WireError as error:
+            raise self._lost(guest, f"the guest spoke nonsense {what}: {error}", "error") from error
+
+    def _lost(self, guest: Guest, message: str, status: str) -> GuestLostError:
+        """End the guest and say how it died: the kernel's own words where it had some, QEMU's where it could not
+        start.
+        """
+        guest.end(grace=1.0 if status == "crashed" else 0.0)
+        console = guest.qemu.console
+        if console.blames_us():
+            status = "error"
+        words = console.last_words()
+        said = guest.qemu.stderr()
+        details = "; ".join(part for part in (words, said and f"QEMU: {said}") if part)
+        text = f"{self._kernel.spec.id}: {message}" + (f": {details}" if details else "")
+        return GuestLostError(text, status=status, console_tail=console.tail())
+
+
+def _unexpected(message: dict[str, Any], wanted: str) -> str:
+    if message.get("type") == "fault":
+        return f"a fault of the guest's own code: {str(message.get('traceback'))[-4000:]}"
+    return f"{str(message.get('type'))[:40]!r} instead of {wanted!r}"

@@ -1,0 +1,159 @@
+"""Saved guests: a guest that has booted and waits, kept in the cache and restored in a fraction of a second.
+
+A saved guest is two files: `memory`, its RAM as a sparse file that every restore maps privately (so parallel guests
+share its pages and none can change it), and `state`, QEMU's migration stream with the RAM left out (capability
+`x-ignore-shared`). The key names everything the guest depends on: the same key, the same guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.store import Store
+from harness.vm.devices import RESULT_CHARDEV
+from harness.vm.qmp import Qmp, QmpError
+
+_KIND = "guests"
+_PAGE = 4096
+_BLOCK = 256 * _PAGE
+_ZERO_PAGE = bytes(_PAGE)
+_ZERO_BLOCK = bytes(_BLOCK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedGuest:
+    """Where a saved guest lies; `bytes` is what both files take on disk."""
+
+    memory: Path
+    state: Path
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_blocks * 512 for path in (self.memory, self.state))
+
+
+def key(facts: dict[str, Any]) -> str:
+    """The name of a guest that depends on `facts` (JSON values) and on nothing else."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def find(store: Store, name: str) -> SavedGuest | None:
+    """The saved guest of that key, or None."""
+    tree = store.tree(_KIND, name)
+    if tree is None:
+        return None
+    saved = SavedGuest(memory=tree / "memory", state=tree / "state")
+    return saved if saved.memory.is_file() and saved.state.is_file() else None
+
+
+def drop(store: Store, name: str) -> None:
+    """Forget a saved guest that does not come up. A cache that cannot be written keeps it; the caller boots cold
+    either way.
+    """
+    with contextlib.suppress(OSError):
+        shutil.rmtree(store.root / "trees" / _KIND / name)
+
+
+def save(store: Store, name: str, monitor: Qmp, memory: int, deadline: float) -> SavedGuest:
+    """Save the guest behind `monitor`, whose RAM is the file open as `memory`; the guest stands still afterwards.
+
+    The port to the guest must have been hung up: a guest saved with its host there would not notice the next one
+    coming. It must not be stopped first: a guest saved while paused wakes up paused. Raises QmpError, CacheError.
+    """
+    _await_hang_up(monitor, deadline)
+    _set_capabilities(monitor, deadline)
+    with store.scratch() as directory:
+        state = directory / "state"
+        with state.open("wb") as file:
+            monitor.execute("getfd", deadline=deadline, descriptor=file.fileno(), fdname="state")
+            monitor.execute("migrate", deadline=deadline, uri="fd:state")
+            _await_saved(monitor, deadline)
+        copy = directory / "memory"
+        _copy_sparse(memory, copy)
+        files = {"memory": store.put_file(copy), "state": store.put_file(state)}
+        tree = store.put_tree(_KIND, name, files)
+    # QEMU opens a private mapping's file for writing all the same (`readonly=on` would make the guest's RAM read-only).
+    with contextlib.suppress(OSError):
+        (tree / "memory").chmod(0o644)
+    return SavedGuest(memory=tree / "memory", state=tree / "state")
+
+
+def load(monitor: Qmp, state: int, deadline: float) -> None:
+    """Tell the QEMU behind `monitor`, which waits for a guest, to take in the one whose state it has open as
+    descriptor `state`. The guest runs when QEMU has read it. Raises QmpError.
+    """
+    _set_capabilities(monitor, deadline)
+    monitor.execute("migrate-incoming", deadline=deadline, uri=f"fd:{state}")
+
+
+def _set_capabilities(monitor: Qmp, deadline: float) -> None:
+    """Memory that lies in a file stays out of the stream; what becomes of the migration is told by events."""
+    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    monitor.execute("migrate-set-capabilities", deadline=deadline, capabilities=capabilities)
+
+
+def _await_hang_up(monitor: Qmp, deadline: float) -> None:
+    """QEMU's main loop sees the closed socket and our question in the same turn, or the next."""
+    while True:
+        chardevs = monitor.execute("query-chardev", deadline=deadline)
+        port = next((chardev for chardev in chardevs if chardev["label"] == RESULT_CHARDEV), {"filename": ""})
+        if str(port["filename"]).startswith("disconnected"):
+            return
+        if time.monotonic() > deadline:
+            message = f"QEMU keeps the guest's port open: {port['filename']}"
+            raise QmpError(message)
+
+
+def _await_saved(monitor: Qmp, deadline: float) -> None:
+    while True:
+        status = monitor.await_event("MIGRATION", deadline).get("status")
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            error = monitor.execute("query-migrate", deadline=deadline).get("error-desc", "no reason given")
+            message = f"the guest cannot be saved: {error}"
+            raise QmpError(message)
+
+
+def _copy_sparse(source: int, target: Path) -> None:
+    """Copy a file, leaving holes where it has holes or zeros."""
+    with target.open("wb") as file:
+        for start, end in _data_ranges(source):
+            for offset in range(start, end, _BLOCK):
+                _write_pages(file.fileno(), os.pread(source, min(_BLOCK, end - offset), offset), offset)
+        file.truncate(os.fstat(source).st_size)
+
+
+def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while True:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            return
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _write_pages(descriptor: int, block: bytes, offset: int) -> None:
+    """Write the runs of pages that hold something."""
+    if block == _ZERO_BLOCK[: len(block)]:
+        return
+    start: int | None = None
+    for place in range(0, len(block) + _PAGE, _PAGE):
+        page = block[place : place + _PAGE]
+        empty = page == _ZERO_PAGE[: len(page)]
+        if not empty and start is None:
+            start = place
+        elif empty and start is not None:
+            os.pwrite(descriptor, block[start:place], offset + start)
+            start = None
