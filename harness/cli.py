@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import platform
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +28,8 @@ VERBS = {
     "diff": "what changed between two stored runs",
     "report": "a stored run in another format",
 }
+# A verb is a module with `add_arguments(parser)` and `run(options, stdout, stderr) -> exit status`.
+_ELSEWHERE = {"inspect": "harness.inspection"}
 
 _EXIT_STATUSES = """\
 exit status:
@@ -81,7 +80,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _module(verb: str | None) -> ModuleType:
-    return importlib.import_module(f"harness.commands.{verb}")
+    return importlib.import_module(_ELSEWHERE.get(str(verb), f"harness.commands.{verb}"))
 
 
 def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
@@ -117,6 +116,10 @@ def _say(message: str) -> None:
 
 def _crash_log(arguments: Sequence[str]) -> Path:
     """Write what a bug report needs to a file that stays."""
+    import platform
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="corematrix-crash-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:

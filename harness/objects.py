@@ -96,5 +96,7 @@ def _expectation_paths(candidate: ObjectFile) -> Iterator[Path]:
     directory = candidate.path.parent
     file = f"{candidate.name.rpartition('/')[2]}.yaml"
     yield directory / file
-    if directory.absolute().name == "build":
-        yield directory.absolute().parent / file
+    if directory.name == "build":
+        yield directory.parent / file
+    elif not directory.name and directory.absolute().name == "build":
+        yield Path("..") / file

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 from harness.model.cell import Cell
 from harness.model.result import CellResult
 from harness.model.verdict import CellStatus
+from harness.report import untrusted
 
 _REDRAW_SECONDS = 0.1
 _QUIET_STATUSES = frozenset({CellStatus.PASSED, CellStatus.NOT_APPLICABLE, CellStatus.SKIPPED})
@@ -65,7 +66,7 @@ class PlainProgress(QuietProgress):
         self._line(f"[{self._done}/{self._total}] {summary(result)}")
 
     def _line(self, text: str) -> None:
-        self._stream.write(printable(text) + "\n")
+        self._stream.write(untrusted.line(text) + "\n")
         self._stream.flush()
 
 
@@ -106,7 +107,7 @@ class LiveProgress:
             self._draw()
         else:
             self._erase()
-            self._stream.write(printable(summary(result)) + "\n")
+            self._stream.write(untrusted.line(summary(result)) + "\n")
             self._draw(now=True)
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class LiveProgress:
         self._erase()
         width, height = self._size()
         lines = [self._headline(), *(f"  {kernel}  {doing}" for kernel, doing in self._doing.items())]
-        shown = [printable(line)[: max(1, width - 1)] for line in lines[: max(1, height - 2)]]
+        shown = [untrusted.line(line)[: max(1, width - 1)] for line in lines[: max(1, height - 2)]]
         self._stream.write("".join(f"{line}\n" for line in shown))
         self._stream.flush()
         self._drawn_lines = len(shown)
@@ -152,8 +153,3 @@ def summary(result: CellResult) -> str:
     took = f" ({seconds:.1f} s)" if seconds is not None else ""
     first_line = (result.reason or "").partition("\n")[0]
     return f"{result.status:<14} {result.id}{took}{f': {first_line}' if first_line else ''}"
-
-
-def printable(text: str) -> str:
-    """Text that cannot move the cursor or ring the bell: kernels and objects are not trusted with the terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -13,7 +13,7 @@ from harness.apt.repository import AptOptions
 from harness.errors import CorematrixError, UsageError
 from harness.model.kernel import KernelSpec
 from harness.model.lock import Lock
-from harness.progress import printable
+from harness.report import untrusted
 from harness.rundir import write_whole
 from harness.store import DEFAULT_CAP_BYTES, Store
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Do one action; lines for people about what is going on go to stderr."""
 
     def say(line: str) -> None:
-        stderr.write(printable(line) + "\n")
+        stderr.write(untrusted.line(line) + "\n")
 
     with Store.default() as store:
         if options.action == "prune":
@@ -104,7 +104,7 @@ class _Job:
                 status = status or error.exit_status
                 continue
             note = f"  ({kernel.substituted})" if kernel.substituted else ""
-            self.stdout.write(printable(f"{spec.id}: {kernel.release}{note}") + "\n")
+            self.stdout.write(untrusted.line(f"{spec.id}: {kernel.release}{note}") + "\n")
         return status
 
     def lock(self, matrix_file: Path) -> int:
