@@ -14,8 +14,8 @@ It needs nothing but a program as it was loaded: whoever loaded it (our loader, 
 from __future__ import annotations
 
 import os
-import struct
 import sys
+from array import array
 
 from . import insn as I
 from . import raw_btf, verifier_log
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _ENOSPC = 28
 # Formatting one instruction costs the kernel as much as verifying hundreds: 4 microseconds here, ten times that in emulation.
 # Beyond this many processed instructions an accepted program's second witness is not taken.
-SECOND_WITNESS_MAX = 1500
+SECOND_WITNESS_MAX = 500
 MAX_FLIPS = 64
 MAX_ANALYSES = 64
 
@@ -230,20 +230,28 @@ class Outcome:
 def records(code: bytes) -> bytes:
     """A line_info record for each instruction but second halves of ldimm64: its number + 1 as the line (the upper 22 bits of
     line_col), offset 0, the empty string, as file name and text."""
-    found = []
-    second = False
-    for index in range(len(code) // I.INSN_SIZE):
-        if second:
-            second = False
-            continue
-        second = code[index * I.INSN_SIZE] == I.LDIMM64
-        found.append(struct.pack("=IIII", index, 0, 0, (index + 1) << 10))
-    return b"".join(found)
+    numbers = array("I", _first_slots(code))
+    found = array("I", bytes(16 * len(numbers)))
+    found[0::4] = numbers
+    found[3::4] = array("I", [(number + 1) << 10 for number in numbers])
+    return found.tobytes()
+
+
+def _first_slots(code: bytes) -> list[int]:
+    """Numbers of all instructions; the second slot of an ldimm64 is none."""
+    ops = code[:: I.INSN_SIZE]
+    found = list(range(len(ops)))
+    at = ops.find(I.LDIMM64)
+    seconds = set()
+    while at >= 0:
+        seconds.add(at + 1)
+        at = ops.find(I.LDIMM64, at + 2)
+    return [number for number in found if number not in seconds] if seconds else found
 
 
 def survivors(bpf: Bpf, fd: int, count: int) -> set[int]:
     """Original numbers of the instructions a loaded program still has a record for. Raises OSError."""
-    return {(col >> 10) - 1 for _, col in bpf.prog_line_info(fd, count)}
+    return {(col >> 10) - 1 for col in bpf.prog_line_cols(fd, count)}
 
 
 def removes_dead_code(bpf: Bpf) -> bool:

@@ -80,8 +80,9 @@ class Externs:
     def resolve(self, kernel: KernelSymbols) -> None:
         """Give every extern its value. ExternError where libbpf gives up; what was resolved by then stays."""
         if self.kconfig:
+            names = [x.name for x in self.kconfig]
             kconfig.resolve(
-                self.kconfig, byteorder=sys.byteorder, extra=None, system=kernel.kconfig_text, virtual=kernel.virtual
+                self.kconfig, byteorder=sys.byteorder, extra=None, system=lambda: kernel.kconfig(names), virtual=kernel.virtual
             )
         typeless = [x for x in self.ksyms if not x.type_id]
         if typeless:
@@ -173,12 +174,12 @@ class KernelSymbols:
         self,
         btf: Callable[[], B.Btf | None],
         modules: Callable[[], list[ModuleBtf]],
-        kconfig_text: Callable[[], str | None],
+        kconfig_lines: Callable[[list[str]], str | None],
         virtual: Callable[[str], int | None],
     ) -> None:
         self.btf = btf
         self._modules = modules
-        self.kconfig_text = kconfig_text
+        self.kconfig = kconfig_lines
         self.virtual = virtual
 
     def find(self, name: str, kind: int) -> tuple[B.Btf, int, ModuleBtf | None] | None:

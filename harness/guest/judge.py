@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from time import monotonic, sleep
 
 from . import btf as B
 from . import evidence, probe
@@ -54,11 +55,14 @@ class Machine:
         self._own_read = False
         self._modules: list[ModuleBtf] | None = None
         self._kconfig: str | None = None
+        self._kconfig_bad: bool | None = None
         self._sha256: str | None = None
+        self._wrapper: bool | None = None
+        self._left: tuple[set[int], set[int]] = (set(), set())
         self.btf = self._target()
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
-        self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_text, self._virtual)
+        self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_lines, self._virtual)
         uname = os.uname()
         self.kern_version = kernel_version(uname.release, uname.version, _read("/proc/version_signature"))
 
@@ -107,10 +111,30 @@ class Machine:
         if self._kconfig is None:
             release = os.uname().release
             path = self.kconfig_override or f"/boot/config-{release}"
-            self._kconfig = _read(path)
-            if self._kconfig is None and self.kconfig_override is None:
-                self._kconfig = _read_gz("/proc/config.gz")
+            text = _read(path)
+            if text is None and self.kconfig_override is None:
+                text = _read_gz("/proc/config.gz")
+            self._kconfig = None if text is None else f"\n{text}\n"
         return self._kconfig
+
+    def kconfig_lines(self, names: list[str]) -> str | None:
+        """The lines of the Kconfig that set these options, None when there is no Kconfig to read. The whole text where a line
+        in it is malformed: libbpf then refuses it, and so must whoever reads this."""
+        text = self.kconfig_text()
+        if text is None or self._kconfig_is_bad(text):
+            return text
+        found = []
+        for name in names:
+            at = text.find(f"\n{name}=")
+            if at >= 0:
+                found.append(text[at + 1 : text.find("\n", at + 1)])
+        return "\n".join(found)
+
+    def _kconfig_is_bad(self, text: str) -> bool:
+        if self._kconfig_bad is None:
+            lines = text.split("\n")
+            self._kconfig_bad = any(line[:7] == "CONFIG_" and line.find("=", 0, -1) < 0 for line in lines)
+        return self._kconfig_bad
 
     def _virtual(self, name: str) -> int | None:
         if name == "LINUX_KERNEL_VERSION":
@@ -118,7 +142,9 @@ class Machine:
         if name == "LINUX_HAS_BPF_COOKIE":
             return int(self.features["bpf_cookie"])
         if name == "LINUX_HAS_SYSCALL_WRAPPER":
-            return int(probe.syscall_wrapper())
+            if self._wrapper is None:
+                self._wrapper = probe.syscall_wrapper()
+            return int(self._wrapper)
         return None
 
     # -- facts
@@ -143,21 +169,33 @@ class Machine:
                 self._sha256 = _sha256_hex(file.read())
         return {"source": "file" if self.btf_override else "kernel", "sha256": self._sha256, "types": self.btf.count - 1}
 
-    def await_gone(self, progs: set[int], maps: set[int]) -> bool:
-        """Wait until the kernel has freed these programs and maps (it does so later, on its own); False after five seconds."""
-        from time import monotonic, sleep
+    def leave_behind(self, progs: set[int], maps: set[int]) -> None:
+        """Note ids of programs and maps that were closed and that the kernel frees in its own time."""
+        self._left[0].update(progs)
+        self._left[1].update(maps)
 
+    def await_gone(self) -> bool:
+        """Wait until the kernel has freed what earlier objects left behind; False when it has not after five seconds.
+
+        `judge` waits itself before it makes new maps and programs, so that the time an answer takes to travel is not lost.
+        """
         limit = monotonic() + _GONE_SECONDS
-        while True:
-            try:
-                left = progs & set(self.bpf.ids(PROG_GET_NEXT_ID)) or maps & set(self.bpf.ids(MAP_GET_NEXT_ID))
-            except OSError:  # no ids before 4.13: nothing to wait for
-                return True
-            if not left:
-                return True
+        while not self._gone():
             if monotonic() > limit:
                 return False
             sleep(0.001)  # freed by RCU: the kernel announces it to nobody
+        for left in self._left:
+            left.clear()
+        return True
+
+    def _gone(self) -> bool:
+        progs, maps = self._left
+        try:
+            return not (
+                (progs and progs & set(self.bpf.ids(PROG_GET_NEXT_ID))) or (maps and maps & set(self.bpf.ids(MAP_GET_NEXT_ID)))
+            )
+        except OSError:  # no ids before 4.13: nothing to wait for
+            return True
 
 
 def _sha256_hex(data: bytes) -> str:

@@ -156,8 +156,7 @@ class Linker:
         if op == I.LDIMM64:
             src = I.BPF_PSEUDO_FUNC
         I.write(linked.code, at, op, dst, src, off, target - at - 1, _ORDER)
-        if op == I.LDIMM64:
-            linked.refs.append(Ref(at, "subprog", callee.name))
+        linked.refs.append(Ref(at, "subprog", callee.name))
 
     def _bad(self, prog: Prog, index: int, what: str) -> LinkError:
         return LinkError(f"{self._obj.path}: prog '{prog.name}': insn #{index}: {what}")
@@ -208,9 +207,10 @@ class Linker:
 
     def _extern_ld64(self, linked: Linked, at: int, extern: Extern) -> None:
         if extern.section == ".kconfig":
-            fd = self._kconfig.fd if self._kconfig is not None else None
-            _set_ldimm64(linked.code, at, I.BPF_PSEUDO_MAP_VALUE, -1 if fd is None else fd, extern.data_off)
-            linked.refs.append(Ref(at, "map_value", ".kconfig", extern.data_off))
+            item = self._kconfig
+            fd = item.fd if item is not None and item.fd is not None else -1
+            _set_ldimm64(linked.code, at, I.BPF_PSEUDO_MAP_VALUE, fd, extern.data_off)
+            linked.refs.append(Ref(at, "map_value", item.name if item is not None else ".kconfig", extern.data_off))
         elif extern.type_id and extern.is_set:
             _set_ldimm64(linked.code, at, I.BPF_PSEUDO_BTF_ID, extern.btf_id, extern.btf_obj_fd)
             linked.refs.append(Ref(at, "ksym", extern.name))

@@ -42,6 +42,15 @@ _WITHOUT_BTF = frozenset(
 
 BPF_F_RDONLY_PROG, BPF_F_MMAPABLE, BPF_F_LINK, BPF_F_VTYPE_BTF_OBJ_FD = 1 << 7, 1 << 10, 1 << 13, 1 << 15
 KCONFIG = "kconfig"
+# Maps whose size is no one's choice: 0 is right for them.
+_SIZELESS = frozenset(
+    MAP_TYPE[name]
+    for name in (
+        "perf_event_array", "sk_storage", "inode_storage", "task_storage", "cgrp_storage", "cgroup_storage",
+        "percpu_cgroup_storage", "struct_ops",
+    )
+)  # fmt: skip
+_STACK_TRACE, _STACK_DEPTH = MAP_TYPE["stack_trace"], 127  # sysctl kernel.perf_event_max_stack as it comes
 _PTR = 8  # pointers in BPF objects
 _PINNING_MAX = 1  # LIBBPF_PIN_BY_NAME
 
@@ -345,10 +354,20 @@ class Creator:
                 item.autocreate = False
                 self.adaptations.append(("no_global_data", f"map '{item.real_name}' left out: no global data in this kernel"))
             if item.autocreate:
+                self._set_sizes(item)
                 self._try(item)
         for item in maps:
             if item.fd is not None and item.type in _MAP_IN_MAP:
                 self._init_slots(item)
+
+    def _set_sizes(self, item: Map) -> None:
+        """Many objects leave sizes to their tool, which sets them between open and load; any that is not zero will do here."""
+        if item.max_entries == 0 and item.type not in _SIZELESS:
+            item.max_entries = 1 if item.type not in _RINGBUFS else os.sysconf("SC_PAGE_SIZE")
+            self.adaptations.append(("max_entries_set", f"map '{item.name}' has no max_entries: {item.max_entries} taken"))
+        if item.type == _STACK_TRACE and item.value_size == 0:
+            item.value_size = 8 * _STACK_DEPTH
+            self.adaptations.append(("value_size_set", f"map '{item.name}' has no value_size: {item.value_size} taken"))
 
     def _try(self, item: Map) -> None:
         try:

@@ -121,7 +121,7 @@ class ObjectJudge:
         if self._btf_fd:
             os.close(self._btf_fd)
             self._btf_fd = 0
-        self._machine.await_gone(self._prog_ids, {m.ident for m in self._maps if m.ident})
+        self._machine.leave_behind(self._prog_ids, {m.ident for m in self._maps if m.ident})
 
     # -- open, externs
 
@@ -200,6 +200,7 @@ class ObjectJudge:
     def _prepare(self) -> None:
         assert self._obj is not None and self._externs is not None
         obj, machine = self._obj, self._machine
+        machine.await_gone()
         self._btf_fd = self._load_btf()
         creator = Creator(machine.bpf, machine.features, self._btf_fd)
         creator.create_all(self._maps)

@@ -23,7 +23,7 @@ def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> 
     """`(text, unsupported)`: the cause for people, and which part of the load this kernel does not know ("prog_type",
     "attach_type", "prog_flags") or None."""
     if errno == _EPERM:
-        return _BEFORE + "not permitted (no CAP_BPF and CAP_PERFMON, lockdown, or RLIMIT_MEMLOCK)", None
+        return _BEFORE + "not permitted (CAP_BPF or CAP_PERFMON is missing, or a security policy forbids it)", None
     kind = PROG_TYPES[load.prog_type]
     if not _knows_type(bpf, load):
         return _BEFORE + f"program type {kind} is unknown to this kernel", "prog_type"

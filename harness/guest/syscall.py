@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import struct
+from array import array
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361, "ppc64": 361}
 
@@ -120,8 +121,8 @@ class Bpf:
                 if error.errno != _EAGAIN or not attempts:
                     raise
 
-    def prog_line_info(self, fd: int, capacity: int) -> list[tuple[int, int]]:
-        """`(insn_off, line_col)` of each line_info record the program still has; at most `capacity` are fetched."""
+    def prog_line_cols(self, fd: int, capacity: int) -> list[int]:
+        """`line_col` of each line_info record the program still has; at most `capacity` are fetched."""
         records = Buffer(max(16 * capacity, 16))
         info = bytearray(232)
         struct.pack_into("=I", info, 148, capacity)
@@ -129,7 +130,7 @@ class Bpf:
         struct.pack_into("=I", info, 172, 16)
         self.info(fd, info)
         count = min(struct.unpack_from("=I", info, 148)[0], capacity)
-        return [(off, col) for off, _, _, col in struct.iter_unpack("=IIII", records.map[: 16 * count])]
+        return array("I", records.map[: 16 * count])[3::4].tolist()
 
     def prog_info(self, fd: int) -> dict[str, int]:
         """id, number of translated instructions, BTF id and count of line_info records of a loaded program."""
