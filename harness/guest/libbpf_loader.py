@@ -35,7 +35,10 @@ _SIZELESS_MAPS = frozenset(("sk_storage", "task_storage", "inode_storage", "cgrp
 def library(path: str = DEFAULT_PATH) -> Library:
     """libbpf, loaded once per process. Unsupported when there is none."""
     if path not in _libraries:
-        _libraries[path] = Library(path)
+        lib = _libraries[path] = Library(path)
+        # Before 1.3 unregistering the last handler leaves a freed table behind (realloc to 0 bytes), and the next registration
+        # frees it again: one that matches no section stays for good.
+        lib.libbpf_register_prog_handler(b"corematrix/none", 1, 0, None)
         _raise_open_files()
     return _libraries[path]
 
