@@ -13,7 +13,7 @@ import pytest
 
 from harness import cli
 from harness.commands import run as run_command
-from harness.errors import CacheError, Interrupted
+from harness.errors import CacheError, Interrupted, UsageError
 from harness.model.result import CellResult, KernelResult, ObjectResult
 from harness.model.verdict import CellStatus
 from tests.support import cells as make
@@ -228,7 +228,7 @@ def test_an_object_below_a_directory_is_rerun_from_there() -> None:
 
 @pytest.mark.parametrize("assignment", [["x"], ["=1"], ["x=1", "x=2"]])
 def test_set_takes_each_variable_once(assignment: list[str]) -> None:
-    with pytest.raises(run_command.UsageError, match="VAR=VALUE"):
+    with pytest.raises(UsageError, match="VAR=VALUE"):
         run_command._settings(assignment)
 
 
