@@ -332,7 +332,7 @@ class SourceLines:
         """The line of a relocation: that of its instruction, or a line just after it that names what is relocated.
 
         clang gives the constant of an existence check (and often the offset of a read) no line of its own, so it would
-        count to the statement before; the record that follows is then the right one. Only looked at when the instruction
+        count to the statement before; the record that follows is the right one. Looked at only when the instruction
         has no record and its line does not name the member.
         """
         offsets, records, at = self._find(sec_idx, insn_off)
@@ -376,17 +376,21 @@ _NEAR_INSNS = 16
 
 
 def _last_word(local_spec: str) -> str:
-    """`fs` of `<byte_off> [5] struct thread_struct.fs (0:2 @ offset 8)`: what a source line would call it."""
+    """`fs` of `<byte_off> [5] struct thread_struct.fs (0:2 @ offset 8)`: what a source line calls it."""
     path = local_spec.partition("] ")[2].partition(" (")[0].partition(" = ")[0]
     return path.rpartition(" ")[2].rpartition("::")[2].rpartition(".")[2].partition("[")[0].partition("___")[0]
 
 
+_BEFORE_A_NAME = ("->", ".", ",", "(", "struct", "union", "enum")
+
+
 def _has_word(text: str, word: str) -> bool:
-    """Is `word` in `text` with no letter, digit or underscore beside it?"""
+    """Does the line name a member, enumerator or type `word`? A variable (`&fsbase`) does not count."""
     at = text.find(word)
     while at >= 0:
         beside = text[at - 1 : at] + text[at + len(word) : at + len(word) + 1]
-        if not any(char.isalnum() or char == "_" for char in beside):
+        alone = not any(char.isalnum() or char == "_" for char in beside)
+        if alone and text[:at].rstrip().endswith(_BEFORE_A_NAME):
             return True
         at = text.find(word, at + 1)
     return False
