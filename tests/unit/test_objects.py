@@ -47,7 +47,8 @@ def test_expectations_lie_beside_the_object_or_beside_build(build: Path, monkeyp
     assert found["a"].arches == ("x86_64",)
     assert found["b"].settings == ((("x", "1"),),)
     monkeypatch.chdir(build)
-    assert set(objects.find_expectations(objects.find_objects([Path("b.bpf.o"), Path("a.arm64.bpf.o")]), load_yaml)) == {
+    beside = objects.find_objects([Path("b.bpf.o"), Path("a.arm64.bpf.o")])
+    assert set(objects.find_expectations(beside, load_yaml)) == {
         "a", "b",
     }  # fmt: skip
 
