@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from harness.guest.bpf_object import BpfObject
 from harness.guest.btf import Btf
 from harness.guest.core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
@@ -33,8 +35,8 @@ def compare(data: bytes, target: bytes | str, *, btf: Btf | None = None) -> tupl
     return run, judged
 
 
-def difference(obj: BpfObject, run: CoreRun, judged: Judgement) -> list[str]:
-    """What the two disagree on, as lines; empty when nothing."""
+def difference(obj: BpfObject, run: CoreRun, judged: Judgement, skip: Collection[str] = ()) -> list[str]:
+    """What the two disagree on, as lines; empty when nothing. The code of programs in `skip` is not looked at."""
     found = []
     if (run.error is None) != judged.relocated:
         found.append(f"fatal: ours {run.error}, libbpf relocated {judged.relocated}: {judged.log[-4:]}")
@@ -43,7 +45,7 @@ def difference(obj: BpfObject, run: CoreRun, judged: Judgement) -> list[str]:
     for ours, theirs in zip(run.relos, judged.decisions, strict=False):
         found += _decision_difference(ours, theirs)
     if not found and run.error is None and judged.relocated:
-        found += _code_difference(obj, run, judged)
+        found += _code_difference(obj, judged, skip)
     return found
 
 
@@ -63,11 +65,13 @@ def _decision_difference(ours: CoreRelo, theirs: Decision) -> list[str]:
     return [f"{where}: {name}: ours {mine!r}, libbpf {other!r}" for name, (mine, other) in pairs.items() if mine != other]
 
 
-def _code_difference(obj: BpfObject, run: CoreRun, judged: Judgement) -> list[str]:
+def _code_difference(obj: BpfObject, judged: Judgement, skip: Collection[str]) -> list[str]:
     """Instructions of entry programs and of the subprograms behind them; those with ELF relocations are the loader's business."""
     found = []
     subprogs = {prog.name: prog for prog in obj.progs if prog.is_subprog}
     for prog in obj.entry_progs:
+        if prog.name in skip or not prog.autoload:
+            continue
         code, at = judged.insns[prog.name], 0
         parts = [prog] + [subprogs[name] for name, _ in judged.appended.get(prog.name, [])]
         for part in parts:

@@ -34,6 +34,10 @@ char LICENSE[] SEC("license") = "GPL";
 """
 
 
+class CompileError(AssertionError):
+    """clang refused a text; the message is what it said."""
+
+
 def needs_clang() -> None:
     """Skip the calling test by name when the compiler is not installed."""
     if shutil.which(CLANG) is None:
@@ -51,7 +55,8 @@ def compile_bpf(source: str, *, cpu: str = "v3", target: str = "bpf", prelude: b
         out = path.with_suffix(".o")
         command = [CLANG, f"--target={target}", "-g", "-O2", f"-mcpu={cpu}", "-Wno-everything", "-fno-crash-diagnostics", *options, "-c", str(path), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        if done.returncode:
+            raise CompileError(done.stderr)
         return out.read_bytes()
 
 

@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         ("bpf_map__initial_value", pointer, [pointer, ctypes.POINTER(ctypes.c_size_t)]),
         ("bpf_program__name", ctypes.c_char_p, [pointer]),
         ("bpf_program__insns", pointer, [pointer]),
+        ("bpf_program__set_autoload", ctypes.c_int, [pointer, ctypes.c_bool]),
         ("bpf_program__insn_cnt", ctypes.c_size_t, [pointer]),
         ("libbpf_set_print", pointer, [_PRINT]),
         ("libbpf_version_string", ctypes.c_char_p, []),
@@ -103,14 +105,18 @@ def needs_libbpf() -> None:
         pytest.skip("libbpf probes bpf(2) before it relocates: needs root")
 
 
-def judge(data: bytes, *, target: bytes | str | None = None, kconfig: str | None = None) -> Judgement:
-    """Load an object with libbpf. `target`: bytes of, or path to, the BTF to relocate against (None: the running kernel's)."""
+def judge(
+    data: bytes, *, target: bytes | str | None = None, kconfig: str | None = None, skip: Collection[str] = ()
+) -> Judgement:
+    """Load an object with libbpf. `target`: bytes of, or path to, the BTF to relocate against (None: the running kernel's);
+    `skip`: programs that are not to be loaded.
+    """
     needs_libbpf()
     if isinstance(target, bytes):
         with tempfile.TemporaryDirectory(prefix="corematrix-judge-") as scratch:
             path = Path(scratch) / "target.btf"
             path.write_bytes(target)
-            return judge(data, target=str(path), kconfig=kconfig)
+            return judge(data, target=str(path), kconfig=kconfig, skip=skip)
     lib, libc = _library()
     result = Judgement()
 
@@ -123,7 +129,7 @@ def judge(data: bytes, *, target: bytes | str | None = None, kconfig: str | None
     callback = _PRINT(on_message)
     lib.libbpf_set_print(callback)
     try:
-        _load(lib, data, target, kconfig, result)
+        _load(lib, data, target, kconfig, skip, result)
     finally:
         lib.libbpf_set_print(_PRINT())
     _read_log(result)
@@ -132,7 +138,9 @@ def judge(data: bytes, *, target: bytes | str | None = None, kconfig: str | None
     return result
 
 
-def _load(lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None, result: Judgement) -> None:
+def _load(
+    lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None, skip: Collection[str], result: Judgement
+) -> None:
     log = ctypes.create_string_buffer(1 << 16)
     opts = _OpenOpts(
         sz=ctypes.sizeof(_OpenOpts), object_name=b"judged", kconfig=kconfig.encode() if kconfig is not None else None,
@@ -146,18 +154,27 @@ def _load(lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None
     for map_ in _maps(lib, obj):  # maps are not relocated against; without them an object needs no sizes from its application
         if not lib.bpf_map__name(map_).endswith(b".kconfig"):
             lib.bpf_map__set_autocreate(map_, False)
+    for prog in _progs(lib, obj):
+        if lib.bpf_program__name(prog).decode() in skip:
+            lib.bpf_program__set_autoload(prog, False)
     result.errno = -lib.bpf_object__load(obj)
-    prog = lib.bpf_object__next_program(obj, None)
-    while prog:
+    for prog in _progs(lib, obj):
         count = lib.bpf_program__insn_cnt(prog)
         result.insns[lib.bpf_program__name(prog).decode()] = ctypes.string_at(lib.bpf_program__insns(prog), count * 8)
-        prog = lib.bpf_object__next_program(obj, prog)
     for map_ in _maps(lib, obj):
         if lib.bpf_map__name(map_).endswith(b".kconfig"):
             size = ctypes.c_size_t()
             value = lib.bpf_map__initial_value(map_, ctypes.byref(size))
             result.kconfig = ctypes.string_at(value, size.value) if value else None
     lib.bpf_object__close(obj)
+
+
+def _progs(lib: ctypes.CDLL, obj: int) -> list[int]:
+    progs, prog = [], lib.bpf_object__next_program(obj, None)
+    while prog:
+        progs.append(prog)
+        prog = lib.bpf_object__next_program(obj, prog)
+    return progs
 
 
 def _maps(lib: ctypes.CDLL, obj: int) -> list[int]:
