@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.result import RunResult
-from harness.report import csv_format, diff_format, json_format, junit, markdown, terminal
+from harness.report import annotate, badge, csv_format, diff_format, json_format, junit, markdown, sarif, terminal
 from harness.report.diff import CostLimits, Diff, diff
 
 __all__ = ["FORMATS", "CostLimits", "Diff", "Format", "diff", "render", "render_diff"]
@@ -64,6 +64,26 @@ FORMATS: Mapping[str, Format] = {
         purpose="the verifier's figures, for `veristat -C`",
         suffix="csv",
         render=lambda request: csv_format.render(request.run),
+    ),
+    "sarif": Format(
+        purpose="SARIF 2.1.0 with source lines, for code scanning",
+        suffix="sarif",
+        render=lambda request: sarif.render(request.run),
+    ),
+    "github": Format(
+        purpose="GitHub workflow commands: annotations on source lines",
+        suffix="txt",
+        render=lambda request: annotate.github(request.run),
+    ),
+    "gitlab": Format(
+        purpose="GitLab Code Quality report",
+        suffix="json",
+        render=lambda request: annotate.gitlab(request.run),
+    ),
+    "badge": Format(
+        purpose="an SVG badge: cells passed of cells judged",
+        suffix="svg",
+        render=lambda request: badge.render(request.run),
     ),
 }
 

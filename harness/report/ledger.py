@@ -115,10 +115,10 @@ def _outcome(prog: ProgResult) -> _Outcome:
     said = prog.error if prog.verdict is Verdict.REJECTED and not excerpt and not broken else None
     said = None if said and said in text else said
     words = (*((said,) if said else ()), *prog.explanation)
-    return text, mood, _without_ids(prog.unmet), expected, _without_ids(words), excerpt
+    return text, mood, without_ids(prog.unmet), expected, without_ids(words), excerpt
 
 
-def _without_ids(texts: Iterable[str]) -> tuple[str, ...]:
+def without_ids(texts: Iterable[str]) -> tuple[str, ...]:
     """BTF ids differ from kernel to kernel and would keep equal findings apart."""
     return tuple(re.sub(r" ?\[\d+\]", "", text) for text in texts)
 
@@ -130,7 +130,7 @@ def _finding(relo: Relocation) -> tuple[str, str | None, str | None]:
         state = f"= {relo.new_value}" + ("" if relo.liveness is Liveness.LIVE else f", {relo.liveness}")
         return state, None, _relation(relo)
     because = why(relo)
-    return state, _without_ids((because,))[0] if because else None, _relation(relo)
+    return state, without_ids((because,))[0] if because else None, _relation(relo)
 
 
 def _mood(relo: Relocation, program: Program, kernels: list[str]) -> str:
