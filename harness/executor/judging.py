@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 import traceback
@@ -18,6 +19,7 @@ from harness.boot import GuestPackages
 from harness.errors import CorematrixError, InfrastructureError, Interrupted
 from harness.executor.attempts import Answer
 from harness.executor.local import STOPPED, GuestSession, Services
+from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
 from harness.model.kernel import Kernel, KernelSpec
@@ -132,6 +134,17 @@ class Judging:
         )
 
 
+def _bytes_of(candidate: ObjectFile) -> bytes:
+    """The object's bytes, if they are still those the run began with: a build under way must not pass for what it
+    was.
+    """
+    data = candidate.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != candidate.sha256:
+        message = f"{candidate.path} has changed since the run began"
+        raise InfrastructureError(message, remedy="run again when it is built")
+    return data
+
+
 class _OpenSession:
     """A `Session` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
 
@@ -153,7 +166,7 @@ class _OpenSession:
             name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs
         )
         try:
-            return self._session.judge(request, cell.object.path.read_bytes(), on_progress)
+            return self._session.judge(request, _bytes_of(cell.object), on_progress)
         finally:
             self._load_seconds = time.monotonic() - started
 

@@ -1,0 +1,137 @@
+"""`corematrix run` as its users start it, with real guests: the straight road, and guests lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+pytestmark = [pytest.mark.vm, pytest.mark.network]
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL = "debian-6.1-cloud-amd64"
+OBJECTS = ROOT / "programs" / "build"
+
+
+class Run:
+    """One `corematrix run`; every process it starts carries a mark in its environment, so that none can hide."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.mark = f"COREMATRIX_TEST_MARK={uuid.uuid4()}"
+        name, _, value = self.mark.partition("=")
+        command = [
+            sys.executable, "-m", "harness.cli", "run", "-k", KERNEL, "--jobs", "1", "--output", str(directory),
+            "--json", str(directory / "run.json"), *arguments,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, name: value}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def wait_for(self, text: str) -> None:
+        """Until a line of progress holds `text`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if text in line:
+                return
+        pytest.fail(f"the run ended before it said {text!r}")
+
+    def end(self) -> int:
+        """Its exit status, and nothing left of it."""
+        self.output, self.errors = self.process.communicate(timeout=400)
+        assert not self.processes()
+        return self.process.returncode
+
+    def result(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+        return data
+
+    def processes(self, name: str = "") -> list[int]:
+        """Processes of this run whose command's name begins with `name`."""
+        numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+        return [pid for pid in numbers if self._is_ours(pid, name)]
+
+    def _is_ours(self, pid: int, name: str) -> bool:
+        with suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return self.mark.encode() in environment and Path(f"/proc/{pid}/comm").read_text().startswith(name)
+        return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    if not (OBJECTS / "task_state.bpf.o").is_file():
+        pytest.skip("programs/ is not built (make -C programs)")
+    runs: list[Run] = []
+
+    def begin(*arguments: str) -> Run:
+        runs.append(Run(tmp_path, *arguments))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.process.kill()
+        run.process.communicate()
+
+
+def cells(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {cell["id"]: cell for cell in result["cells"]}
+
+
+def test_objects_go_in_and_a_valid_result_comes_out(start: Callable[..., Run]) -> None:
+    run = start(str(OBJECTS / "task_state.bpf.o"), str(OBJECTS / "fancy_helper.bpf.o"))
+    assert run.end() == 0, run.errors
+    result = run.result()
+    jsonschema.validate(result, json.loads((ROOT / "harness" / "report" / "schema.json").read_text()))
+    assert [cell["id"] for cell in result["cells"]] == [
+        f"{KERNEL}/task_state@python",
+        f"{KERNEL}/fancy_helper[use_fancy_helper=0]@python",
+        f"{KERNEL}/fancy_helper[use_fancy_helper=1]@python",
+    ]
+    assert KERNEL.split("-")[1] in run.output
+    (stored,) = run.directory.glob("*Z")
+    assert json.loads((stored / "run.json").read_text()) == result
+    for cell in result["cells"]:
+        assert json.loads((stored / "cells" / f"{cell['id']}.json").read_text()) == cell
+        for prog in cell["progs"]:
+            assert "processed" in (stored / prog["verifier"]["log"]).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_guest(start: Callable[..., Run], number: int) -> None:
+    run = start(str(OBJECTS))
+    run.wait_for("[1/")
+    assert run.processes("qemu-system")
+    run.process.send_signal(number)
+    assert run.end() == 130
+    found = cells(run.result()).values()
+    judged = [cell for cell in found if cell["progs"]]
+    assert judged
+    unfinished = {cell["status"] for cell in found if not cell["progs"]}
+    assert unfinished <= {"error", "not_applicable"}
+    assert not list(run.directory.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "timeout"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 15)])
+def test_a_lost_guest_is_replaced_and_nothing_is_missing(
+    start: Callable[..., Run], number: int, timeout: int
+) -> None:
+    """SIGKILL is a guest that dies, SIGSTOP one that hangs."""
+    run = start(str(OBJECTS), "--timeout", str(timeout))
+    run.wait_for("[2/")
+    (guest,) = run.processes("qemu-system")
+    os.kill(guest, number)
+    assert run.end() == 0, run.errors
+    assert max(cell["attempts"] for cell in run.result()["cells"]) >= 2
+    assert "guest lost" in run.errors
