@@ -17,7 +17,9 @@ from .insn import INSN_SIZE
 SEC_PROGS, SEC_DATA, SEC_RODATA, SEC_BSS, SEC_MAPS, SEC_STRUCT_OPS, SEC_ARENA, SEC_JUMPTABLES = (
     "progs", "data", "rodata", "bss", "maps", "struct_ops", "arena", "jumptables",
 )  # fmt: skip
-_STRUCT_OPS_SECS = (".struct_ops", ".struct_ops.link", "?.struct_ops", "?.struct_ops.link")
+# name -> first libbpf that knows it; an older one skips it as unrecognized data
+_STRUCT_OPS_SECS = {".struct_ops": (0,), ".struct_ops.link": (1, 2), "?.struct_ops": (1, 4), "?.struct_ops.link": (1, 4)}
+_TEXT_IS_SUBPROGS = (1, 4)
 LICENSE_MAX = 63  # char license[64] in struct bpf_object
 
 
@@ -77,8 +79,11 @@ class BpfObject:
     Raises NotElf, NotBpf, WrongEndian, MalformedElf, MalformedBtf, MalformedBtfExt, Unsupported.
     """
 
-    def __init__(self, data: bytes, path: str = "object", byteorder: str | None = E.NATIVE_BYTEORDER) -> None:
+    def __init__(
+        self, data: bytes, path: str = "object", byteorder: str | None = E.NATIVE_BYTEORDER, rules: tuple[int, ...] | None = None
+    ) -> None:
         self.path = path
+        self._rules = rules
         self.elf = Elf(data, path)
         self.byteorder = self.elf.byteorder
         self._check_machine(byteorder)
@@ -95,11 +100,17 @@ class BpfObject:
         for section in self.elf.sections[1:]:
             self._collect_section(section)
         self.progs.sort(key=lambda prog: (prog.sec_idx, prog.sec_insn_off))
+        if len(self.progs) == 1 and not self._knows(_TEXT_IS_SUBPROGS):
+            self.progs[0].is_subprog = False  # the only program was an entry program even in .text (prog_is_subprog before 1.4)
         self._progs_of_sec: dict[int, list[Prog]] = {}
         for prog in self.progs:
             self._progs_of_sec.setdefault(prog.sec_idx, []).append(prog)
         self._init_btf()
         self._collect_prog_relocs()
+
+    def _knows(self, since: tuple[int, ...]) -> bool:
+        """Whether the libbpf we follow is at least that version."""
+        return self._rules is None or self._rules >= since
 
     # -- what the ELF is (bpf_object__elf_init, bpf_object__check_endianness)
 
@@ -173,7 +184,7 @@ class BpfObject:
             self.sections[section.index] = SEC_DATA
         elif _is_or_below(name, ".rodata"):
             self.sections[section.index] = SEC_RODATA
-        elif name in _STRUCT_OPS_SECS:
+        elif name in _STRUCT_OPS_SECS and self._knows(_STRUCT_OPS_SECS[name]):
             self.sections[section.index] = SEC_STRUCT_OPS
         elif name == ".addr_space.1":
             self.sections[section.index] = SEC_ARENA

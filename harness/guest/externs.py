@@ -1,4 +1,5 @@
-"""Externs of an object on a kernel: Kconfig values (kconfig.py does the reading) and kernel symbols (libbpf: bpf_object__resolve_externs()).
+"""Externs of an object on a kernel: Kconfig values (kconfig.py does the reading) and kernel symbols (libbpf:
+bpf_object__resolve_externs()).
 
 Typed ksyms and kfuncs are looked up in the kernel's own BTF, then in its modules'; typeless ones in /proc/kallsyms.
 """
@@ -11,7 +12,7 @@ from . import btf as B
 from . import kconfig
 from .core_match import Matcher
 from .core_spec import type_text
-from .errors import EINVAL, ESRCH, ExternError
+from .errors import EINVAL, ExternError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 
 class Ksym:
-    """A symbol of the kernel: `type_id` is its type in the object's BTF (a variable's without modifiers, a function's prototype),
-    0 for a typeless one. Resolved: `is_set`, and either `btf_id` with `btf_obj_fd` (0: vmlinux) and for functions `fd_index`
-    into fd_array, or an address in `value`."""
+    """A symbol of the kernel: `type_id` is its type in the object's BTF (a variable's without modifiers, a function's
+    prototype), 0 for a typeless one. Resolved: `is_set`, and either `btf_id` with `btf_obj_fd` (0: vmlinux) and for
+    functions `fd_index` into fd_array, or an address in `value`."""
 
     __slots__ = (
-        "btf_id", "btf_obj_fd", "data_off", "fd_index", "is_func", "is_set", "module", "name", "section", "sym_idx", "type_id",
+        "btf_id", "btf_obj_fd", "data_off", "fd_index", "is_func", "is_set", "module", "name", "section", "sym_idx",
+        "type_id",
         "value", "weak", "why",
     )  # fmt: skip
 
@@ -82,7 +84,11 @@ class Externs:
         if self.kconfig:
             names = [x.name for x in self.kconfig]
             kconfig.resolve(
-                self.kconfig, byteorder=sys.byteorder, extra=None, system=lambda: kernel.kconfig(names), virtual=kernel.virtual
+                self.kconfig,
+                byteorder=sys.byteorder,
+                extra=None,
+                system=lambda: kernel.kconfig(names),
+                virtual=kernel.virtual,
             )
         typeless = [x for x in self.ksyms if not x.type_id]
         if typeless:
@@ -99,7 +105,9 @@ class Externs:
         if found is None:
             ksym.why = "not in the kernel's BTF" if kernel.btf() is not None else "the kernel has no BTF of its own"
             if not ksym.weak:
-                raise ksym.refuse("not found in kernel or module BTFs", ESRCH)
+                # bpf_object__resolve_externs() answers EINVAL whatever bpf_object__resolve_ksyms_btf_id() said
+                # (-ESRCH).
+                raise ksym.refuse("not found in kernel or module BTFs")
             return
         btf, type_id, module = found
         if not self._compatible(ksym, btf, type_id):
@@ -148,7 +156,8 @@ def _kconfig_row(extern: kconfig.Extern) -> dict[str, Any]:
 def _ksym_row(ksym: Ksym) -> dict[str, Any]:
     value = ksym.value if ksym.is_set and not ksym.type_id else None
     return {
-        "name": ksym.name, "kind": ksym.kind, "type": "typed" if ksym.type_id else "typeless", "value": value, "weak": ksym.weak,
+        "name": ksym.name, "kind": ksym.kind, "type": "typed" if ksym.type_id else "typeless", "value": value,
+        "weak": ksym.weak,
         "outcome": "resolved" if ksym.is_set else "missing", "reason": ksym.why if not ksym.is_set else ksym.module,
     }  # fmt: skip
 
@@ -167,8 +176,8 @@ def _resolve_addresses(ksyms: list[Ksym], kernel: KernelSymbols) -> None:
 
 
 class KernelSymbols:
-    """What the resolver asks of a kernel: `btf()` its own BTF or None, `find` in it and its modules, texts of Kconfig and kallsyms,
-    and the LINUX_* values."""
+    """What the resolver asks of a kernel: `btf()` its own BTF or None, `find` in it and its modules, texts of Kconfig
+    and kallsyms, and the LINUX_* values."""
 
     def __init__(
         self,
@@ -197,8 +206,8 @@ class KernelSymbols:
         return None
 
     def find_in(self, module: str | None, name: str, kind: int) -> tuple[int, int] | None:
-        """`(type id, fd of the module's BTF or 0)` of an attach target, in one module, in vmlinux ("vmlinux"), or (None) in all
-        (find_kernel_btf_id())."""
+        """`(type id, fd of the module's BTF or 0)` of an attach target, in one module, in vmlinux ("vmlinux"), or
+        (None) in all (find_kernel_btf_id())."""
         main = self.btf()
         if main is not None and module in (None, "vmlinux"):
             found = main.find(name, kind)

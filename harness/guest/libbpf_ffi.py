@@ -46,6 +46,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
+    "bpf_map__set_value_size": (c_int, (c_void_p, c_uint32)),
     "bpf_map__is_internal": (c_bool, (c_void_p,)),
     "bpf_map__inner_map": (c_void_p, (c_void_p,)),
     "bpf_map__set_pin_path": (c_int, (c_void_p, c_char_p)),

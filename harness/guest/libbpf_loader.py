@@ -20,6 +20,7 @@ from .libbpf_debug_log import DebugLog
 from .libbpf_doors import Doors
 from .libbpf_ffi import DEFAULT_PATH, Library, OpenOpts
 from .libbpf_report import object_name
+from .maps import internal_map_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _libraries: dict[str, Library] = {}
 
 # veristat's fixup_obj(): programs leave the size of these to whoever loads them; 0 is right for maps that take none.
 _SIZELESS_MAPS = frozenset(("sk_storage", "task_storage", "inode_storage", "cgrp_storage", "cgroup_storage", "percpu_cgroup_storage", "struct_ops"))
+
+_STACK_TRACE_BYTES = 8 * 127  # as our own loader chooses: sysctl kernel.perf_event_max_stack as it comes
 
 
 def library(path: str = DEFAULT_PATH) -> Library:
@@ -90,7 +93,7 @@ class Load:
             self.error = ctypes.get_errno() or _errno.EINVAL
             return
         self.progs = {lib.bpf_program__name(prog).decode(): prog for prog in self._each(lib.bpf_object__next_program)}
-        self.maps = {lib.bpf_map__name(m).decode(): m for m in self._each(lib.bpf_object__next_map)}
+        self.maps = {self._map_name(m): m for m in self._each(lib.bpf_object__next_map)}
         self.autoload = {name: lib.bpf_program__autoload(prog) for name, prog in self.progs.items()}
         for pointer in self.maps.values():
             self._fix_map(pointer)
@@ -104,10 +107,18 @@ class Load:
             yield item
             item = following(self.obj or 0, item)
 
+    def _map_name(self, pointer: int) -> str:
+        """The name in the kernel: libbpf itself calls maps of custom data sections (.rodata.str1.1) by the section's."""
+        name = self.lib.bpf_map__name(pointer).decode()
+        internal = name.startswith(".") and self.lib.bpf_map__is_internal(pointer)
+        return internal_map_name(object_name(self.request["name"]), name) if internal else name
+
     def _fix_map(self, pointer: int) -> None:
         lib = self.lib
         lib.bpf_map__set_pin_path(pointer, None)
         kind = (lib.libbpf_bpf_map_type_str(lib.bpf_map__type(pointer)) or b"").decode()
+        if kind == "stack_trace" and lib.bpf_map__value_size(pointer) == 0:
+            lib.bpf_map__set_value_size(pointer, _STACK_TRACE_BYTES)
         if lib.bpf_map__max_entries(pointer) == 0 and kind not in _SIZELESS_MAPS:
             lib.bpf_map__set_max_entries(pointer, 1)
 
@@ -136,7 +147,7 @@ class Load:
             for candidate in (pointer, lib.bpf_map__inner_map(pointer)):
                 if candidate is None:
                     continue
-                full = lib.bpf_map__name(candidate).decode("latin-1")
+                full = own if candidate == pointer else lib.bpf_map__name(candidate).decode("latin-1")
                 shape = (lib.bpf_map__type(candidate), lib.bpf_map__key_size(candidate), lib.bpf_map__value_size(candidate))
                 if (name and name == full[:15]) or (not name and shape == attributes[:3]):
                     return own

@@ -38,9 +38,15 @@ def extern_rows(log: DebugLog) -> list[dict[str, Any]]:
     """One row for each extern libbpf knows of; values are libbpf's text."""
     return [
         {"name": name, "kind": said["kind"], "type": None, "value": said["value"], "weak": said["weak"],
-         "outcome": said["outcome"] or "missing", "reason": said["reason"]}
+         "outcome": _extern_outcome(said), "reason": said["reason"]}
         for name, said in log.externs.items()
     ]  # fmt: skip
+
+
+def _extern_outcome(said: dict[str, Any]) -> str:
+    if (said["reason"] or "").startswith("not found"):
+        return "missing"
+    return said["outcome"] or "missing"
 
 
 class _Image:

@@ -1,25 +1,26 @@
 """One object on one machine: opened, relocated as a whole, its programs loaded one by one; every step leaves facts.
 
-Where libbpf would give up on the object, the facts say so (`object_error`), and what can still be judged is judged `alone`.
+Where libbpf would give up on the object, the facts say so (`object_error`), and what can still be judged is judged
+`alone`.
 """
 
 from __future__ import annotations
 
 import binascii
 import os
-import sys
+from contextlib import suppress
 from time import perf_counter
 
 from . import bpf_object as O
 from . import btf_load, settings, struct_ops, verifier_log
 from .core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
-from .errors import CoreError, GuestError, MalformedBtf
+from .errors import CoreError, GuestError
 from .evidence import Collector, Subject
 from .externs import Externs
 from .kconfig import map_value
 from .linking import InfoRecords, Linked, Linker, LinkError
 from .loader import Attach, Preparer, Refusal, Verdict, verdict_load
-from .maps import KCONFIG, Creator, Map, PROG_ARRAY, close_all, internal_map, read_maps
+from .maps import KCONFIG, PROG_ARRAY, Creator, Map, close_all, internal_map, read_maps
 from .prog_types import SecDef, parse_section
 from .refusals import explain
 
@@ -37,7 +38,7 @@ _GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 _MAX_FATAL = 64
 
 
-class Skip(Exception):  # noqa: N818 - ends one program's road, not the object's
+class Skip(Exception):
     """A program goes no further; `facts` say why."""
 
     def __init__(self, stage: str, errno: int | None, error: str, **facts: Any) -> None:
@@ -127,7 +128,7 @@ class ObjectJudge:
 
     def _open(self, data: bytes) -> None:
         name = os.path.basename(self._request.get("name") or "object")
-        obj = self._obj = O.BpfObject(data, name)
+        obj = self._obj = O.BpfObject(data, name, rules=self._rules_version())
         places = btf_load.variable_places(obj)
         self._externs = Externs(obj)
         self._maps = read_maps(obj, name.partition(".")[0], places)
@@ -150,7 +151,8 @@ class ObjectJudge:
     # -- CO-RE
 
     def _relocate(self) -> None:
-        """The whole object with its own autoload set; after a fatal relocation again, without the program that holds it."""
+        """The whole object with its own autoload set; after a fatal relocation again, without the program that holds
+        it."""
         assert self._obj is not None
         obj = self._obj
         pristine = {id(prog): bytes(prog.insns) for prog in obj.progs}
@@ -217,8 +219,8 @@ class ObjectJudge:
         self._collector = Collector(machine.bpf, removes)
 
     def _load_btf(self) -> int:
-        """The object's BTF in the kernel; 0 without one, or when the kernel does not take it (libbpf then goes on without, unless
-        the object has struct_ops maps)."""
+        """The object's BTF in the kernel; 0 without one, or when the kernel does not take it (libbpf then goes on
+        without, unless the object has struct_ops maps)."""
         assert self._obj is not None and self._externs is not None and self._struct_ops is not None
         features = self._machine.features
         if self._obj.btf is None:
@@ -245,10 +247,8 @@ class ObjectJudge:
 
     def _btf_complaint(self, data: bytes) -> str:
         bpf = self._machine.bpf
-        try:
+        with suppress(OSError):
             os.close(bpf.btf_load(data, 1))
-        except OSError:
-            pass
         return verifier_log.reason(bpf.log_buffer().text()[-2000:].decode("utf-8", "replace")) or "no reason given"
 
     def _adapt(self, name: str, detail: str) -> None:
@@ -261,7 +261,9 @@ class ObjectJudge:
         definition = parse_section(prog.section, self._rules_version())
         facts = self._blank(prog, definition)
         wanted = self._request.get("progs")
-        skipped = (wanted is not None and prog.name not in wanted) or prog.name in (self._request.get("skip_progs") or ())
+        skipped = (wanted is not None and prog.name not in wanted) or prog.name in (
+            self._request.get("skip_progs") or ()
+        )
         if self._struct_ops.unused(prog):
             facts.update(autoload=False)
         if not facts["autoload"] or skipped:
@@ -273,7 +275,9 @@ class ObjectJudge:
         except Skip as skip:
             facts.update(skip.facts)
         except Refusal as refusal:
-            facts.update(stage=refusal.stage, errno=refusal.errno, error=refusal.message, unsupported=refusal.unsupported)
+            facts.update(
+                stage=refusal.stage, errno=refusal.errno, error=refusal.message, unsupported=refusal.unsupported
+            )
         except LinkError as error:
             facts.update(stage=error.stage, errno=error.errno, error=error.message)
             self._give_up(error.stage, error.errno, error.message)
@@ -316,7 +320,7 @@ class ObjectJudge:
             load.expected_attach_type = self._struct_ops.member_index(prog) if self._struct_ops else 0
         facts["insns"] = binascii.b2a_base64(load.insns, newline=False).decode()
         verdict = verdict_load(self._machine.bpf, load)
-        self._record(verdict, load, definition, facts)
+        self._record(verdict, load, facts)
         if self._request.get("evidence", True) and facts["stage"] != "pre_verifier":
             self._collect(linked, load, verdict, facts)
         self._keep_or_close(prog, verdict)
@@ -356,7 +360,7 @@ class ObjectJudge:
             if item.autocreate and item.fd is None and (item.name in used or item.real_name in used):
                 raise Skip("maps", item.errno, item.message or f"map '{item.name}' does not exist")
 
-    def _record(self, verdict: Verdict, load: ProgLoad, definition: SecDef | None, facts: dict[str, Any]) -> None:
+    def _record(self, verdict: Verdict, load: ProgLoad, facts: dict[str, Any]) -> None:
         facts["loaded"] = verdict.fd is not None
         facts["log"], facts["log_truncated"], facts["verifier"] = verdict.log, verdict.truncated, verdict.figures
         if verdict.fd is not None:
@@ -366,7 +370,9 @@ class ObjectJudge:
         if verdict.log:
             facts["error"] = verifier_log.reason(verdict.log)
         else:
-            facts["error"], facts["unsupported"] = explain(self._machine.bpf, self._machine.features, load, verdict.errno or 0)
+            facts["error"], facts["unsupported"] = explain(
+                self._machine.bpf, self._machine.features, load, verdict.errno or 0
+            )
 
     def _collect(self, linked: Linked, load: ProgLoad, verdict: Verdict, facts: dict[str, Any]) -> None:
         assert self._collector is not None
@@ -402,10 +408,8 @@ class ObjectJudge:
     def _keep_or_close(self, prog: Prog, verdict: Verdict) -> None:
         if verdict.fd is None:
             return
-        try:
+        with suppress(OSError):  # no ids before 4.13
             self._prog_ids.add(self._machine.bpf.prog_info(verdict.fd)["id"])
-        except OSError:
-            pass  # no ids before 4.13
         if any(target is prog for item in self._maps for _, target in item.slots):
             self._prog_fds[id(prog)] = verdict.fd
         else:

@@ -1,4 +1,5 @@
-"""What this kernel can do, found by trying: the features libbpf probes (its FEAT_ names in lower case; `btf_load` is FEAT_BTF).
+"""What this kernel can do, found by trying: the features libbpf probes (its FEAT_ names in lower case; `btf_load` is
+FEAT_BTF).
 
 Nothing here reads a version number: distributions port features back and take them away. Each probe makes the call that
 needs the feature, in its smallest form, and closes what it made.
@@ -8,10 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 
 from . import raw_btf as R
-from .insn import CALL, EXIT, LDIMM64, pack
+from .insn import CALL, EXIT, LDIMM64, native
 from .prog_types import ATTACH_TYPE, PROG_TYPE
 from .syscall import LINK_CREATE, Bpf, MapCreate, ProgLoad
 
@@ -27,7 +27,7 @@ _FUNC_PROBE_READ_KERNEL, _FUNC_GET_FUNC_IP, _FUNC_GET_ATTACH_COOKIE = 113, 173, 
 
 
 def _code(*insns: tuple[int, ...]) -> bytes:
-    return b"".join(pack(*insn, byteorder=sys.byteorder) for insn in insns)
+    return b"".join(native(*insn) for insn in insns)
 
 
 _RETURN_0 = ((_MOV64_IMM,), (EXIT,))
@@ -181,7 +181,8 @@ def _arg_ctx_tag(bpf: Bpf) -> bool:
 
 
 def _uprobe_multi_link(bpf: Bpf) -> bool:
-    """EBADF for "/" (no regular file) says the link type exists; EINVAL for pid -1 says its PID filter is the mended one (6.6)."""
+    """EBADF for "/" (no regular file) says the link type exists; EINVAL for pid -1 says its PID filter is the mended
+    one (6.6)."""
     load = _program("kprobe", *_RETURN_0)
     load.expected_attach_type = ATTACH_TYPE["trace_uprobe_multi"]
     try:
@@ -197,9 +198,10 @@ def _uprobe_multi_link(bpf: Bpf) -> bool:
 def _uprobe_link_errno(bpf: Bpf, prog: int, pid: int) -> int:
     import ctypes
 
+    load_type = ATTACH_TYPE["trace_uprobe_multi"]
     path, offset = ctypes.create_string_buffer(b"/"), ctypes.c_uint64(0)
     attr = struct.pack(
-        "=IiIIQQQQIIi", prog, -1, ATTACH_TYPE["trace_uprobe_multi"], 0, ctypes.addressof(path), ctypes.addressof(offset),
+        "=IiIIQQQQIIi", prog, -1, load_type, 0, ctypes.addressof(path), ctypes.addressof(offset),
         0, 0, 1, 0, pid,
     )  # fmt: skip
     try:
@@ -215,7 +217,8 @@ _SYSCALL_PREFIX = {"x86_64": "x64", "aarch64": "arm64", "riscv64": "riscv", "s39
 
 
 def syscall_wrapper() -> bool:
-    """Whether system calls are functions like __x64_sys_bpf: tried with a kprobe on it, else looked up in /proc/kallsyms.
+    """Whether system calls are functions like __x64_sys_bpf: tried with a kprobe on it, else looked up in
+    /proc/kallsyms.
 
     Asked only for LINUX_HAS_SYSCALL_WRAPPER, so it is no part of `survey`.
     """
@@ -224,8 +227,20 @@ def syscall_wrapper() -> bool:
     found = _kprobe_works(name, _PERF_EVENT_OPEN[machine])
     if found is not None:
         return found
-    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
-        return any(line.split(None, 3)[2] == name for line in file)
+    return _kprobe_event_works(name)
+
+
+def _kprobe_event_works(name: str) -> bool:
+    """A kprobe through the tracing file system (add_kprobe_event_legacy()); False where there is none."""
+    root = "/sys/kernel/debug/tracing" if os.path.exists("/sys/kernel/debug/tracing") else "/sys/kernel/tracing"
+    try:
+        with open(root + "/kprobe_events", "a", encoding="ascii") as file:
+            file.write(f"p:kprobes/corematrix_probe {name}\n")
+            file.flush()
+            file.write("-:kprobes/corematrix_probe\n")
+    except OSError:
+        return False
+    return True
 
 
 def _kprobe_works(name: str, number: int) -> bool | None:
