@@ -1,8 +1,9 @@
 """The object's BTF as the kernel gets it: completed from the ELF, rewritten for kernels that lack kinds, loaded.
 
-clang leaves the sizes of data sections and the offsets of global variables at 0 (bpf_object_fixup_btf()), externs point at
-sections that do not exist (bpf_object__collect_externs()), and older kernels refuse whole BTFs over one unknown kind
-(bpf_object__sanitize_btf()). All this happens on a copy; the parsed Btf that relocation uses stays as it is in the file.
+clang leaves the sizes of data sections and the offsets of global variables at 0 (bpf_object_fixup_btf()), externs
+point at sections that do not exist (bpf_object__collect_externs()), and older kernels refuse whole BTFs over one
+unknown kind (bpf_object__sanitize_btf()). All this happens on a copy; the parsed Btf that relocation uses stays as it
+is in the file.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class BtfImage:
 
 
 def complete(image: BtfImage, obj: BpfObject) -> None:
-    """Section sizes, variable offsets, hidden variables and functions (bpf_object_fixup_btf(), sanitize_and_load_btf())."""
+    """Section sizes, variable offsets, hidden variables and functions (bpf_object_fixup_btf(),
+    sanitize_and_load_btf())."""
     symbols = {s.name: s for s in obj.elf.symbols if s.type == E.STT_OBJECT and s.bind != E.STB_LOCAL}
     for sec in image.types(B.BTF_KIND_DATASEC):
         if sec.name not in (".kconfig", ".ksyms"):
@@ -99,11 +101,11 @@ def _complete_datasec(image: BtfImage, obj: BpfObject, sec: B.Type, symbols: dic
         section = obj.elf.section(sec.name)
         words[place + 2] = section.size if section is not None else 0
     rows = []
-    for var_id, offset, size in image.btf.datasec(sec):
-        var = image.btf.type(var_id)
+    for var_id, listed, size in image.btf.datasec(sec):
+        var, offset = image.btf.type(var_id), listed
         symbol = symbols.get(var.name)
         if var.kind == B.BTF_KIND_VAR and image.btf.linkage(var) == _GLOBAL and symbol is not None:
-            offset = symbol.value if fixup else offset
+            offset = symbol.value if fixup else listed
             if symbol.visibility in _RESTRICTED:
                 words[image.place(var_id) + 3] = _STATIC
         rows.append((offset, var_id, size))
@@ -132,7 +134,8 @@ def complete_kconfig(image: BtfImage, offsets: dict[str, int], size: int) -> Non
 
 
 def complete_ksyms(image: BtfImage) -> None:
-    """Make every ksym an int of 4 bytes, and every kfunc's entry a dummy variable: the kernel allows nothing else there."""
+    """Make every ksym an int of 4 bytes, and every kfunc's entry a dummy variable: the kernel allows nothing else
+    there."""
     sec_id = image.btf.find(".ksyms", B.BTF_KIND_DATASEC)
     if sec_id is None:
         return
@@ -144,8 +147,8 @@ def complete_ksyms(image: BtfImage) -> None:
         name = image.string(b"dummy_ksym")
         dummy = image.add([*head(name, B.BTF_KIND_VAR, 0, int_id), _GLOBAL])
     rows = []
-    for position, (var_id, _, _) in enumerate(entries):
-        place = image.place(var_id)
+    for position, (symbol_id, _, _) in enumerate(entries):
+        var_id, place = symbol_id, image.place(symbol_id)
         if btf.kind(var_id) == B.BTF_KIND_FUNC:
             _name_params(image, words[place + 2], name)
             image.set_info(var_id, B.BTF_KIND_FUNC, _GLOBAL)
@@ -229,8 +232,8 @@ def _enum64_to_union(image: BtfImage, t: B.Type) -> None:
         image.words[at + 1], image.words[at + 2] = placeholder, 0
 
 
-# feature that must be missing | kind | what becomes of it; the order is that of bpf_object__sanitize_btf(): the first row
-# that fits a type counts.
+# feature that must be missing | kind | what becomes of it; the order is that of bpf_object__sanitize_btf(): the first
+# row that fits a type counts.
 _SANITISE: tuple[tuple[str, int, Callable[[BtfImage, B.Type], None]], ...] = (
     ("btf_datasec", B.BTF_KIND_VAR, _to_byte_int),
     ("btf_decl_tag", B.BTF_KIND_DECL_TAG, _to_byte_int),

@@ -2,10 +2,11 @@
 
 It needs nothing but a program as it was loaded: whoever loaded it (our loader, or libbpf) fills in a `Subject`.
 
-- The evidence load differs from the verdict load only in `line_info`: one record for each instruction, its column-and-line word
-  holding the instruction's number. Records that come back from BPF_OBJ_GET_INFO_BY_FD belong to instructions that are still there
-  (bpf_remove_insns() drops those of removed code; kernel 5.1).
-- The log at log_level 2 is the second witness: it is taken in the same load when the program is small, and is the only one when
+- The evidence load differs from the verdict load only in `line_info`: one record for each instruction, its
+  column-and-line word holding the instruction's number. Records that come back from BPF_OBJ_GET_INFO_BY_FD belong to
+  instructions that are still there (bpf_remove_insns() drops those of removed code; kernel 5.1).
+- The log at log_level 2 is the second witness: it is taken in the same load when the program is small, and is the only
+  one when
   the program is rejected or the kernel cannot take line_info.
 - Analysis loads look past a poisoned instruction that stopped the verifier (neutralise.py).
 - Flips invert one existence check each: what changes then is what it protects.
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ENOSPC = 28
-# Formatting one instruction costs the kernel as much as verifying hundreds: 4 microseconds here, ten times that in emulation.
-# Beyond this many processed instructions an accepted program's second witness is not taken.
+# Formatting one instruction costs the kernel as much as verifying hundreds: 4 microseconds here, ten times that in
+# emulation. Beyond this many processed instructions an accepted program's second witness is not taken.
 SECOND_WITNESS_MAX = 500
 MAX_FLIPS = 64
 MAX_ANALYSES = 64
@@ -38,9 +39,10 @@ MAX_ANALYSES = 64
 class Subject:
     """A program as its verdict load had it.
 
-    `load` is that load (its fds still open), `funcs` the functions as `(start, insns)` in final order, `is_static` of each,
-    `relos` `(index of the relocation, instruction)`, `guards` those of them that are existence checks, `accepted` the verdict,
-    `processed` the verifier's processed_insns (None: unknown), `void` functions that return nothing (their r0 is not set).
+    `load` is that load (its fds still open), `funcs` the functions as `(start, insns)` in final order, `is_static` of
+    each, `relos` `(index of the relocation, instruction)`, `guards` those of them that are existence checks,
+    `accepted` the verdict, `processed` the verifier's processed_insns (None: unknown), `void` functions that return
+    nothing (their r0 is not set).
     """
 
     __slots__ = ("accepted", "funcs", "guards", "is_static", "load", "processed", "relos", "void")
@@ -71,7 +73,8 @@ class Collector:
             self._stand_in = 0
 
     def collect(self, subject: Subject, progress: Callable[[str], None]) -> dict[str, Any]:
-        """The `evidence` part of a program's facts (docs/facts.md); `progress` is told "evidence", "analysis", "flip"."""
+        """The `evidence` part of a program's facts (docs/facts.md); `progress` is told "evidence", "analysis",
+        "flip"."""
         progress("evidence")
         facts: dict[str, Any] = {
             "verdict_log_visited": None,
@@ -111,12 +114,14 @@ class Collector:
         if outcome.errno == _ENOSPC and level:
             outcome = self._run(marked, 0, records=True)
         survived = _ranges(outcome.survived, load.insns)
-        why = None if outcome.loaded else f"the evidence load was refused: {outcome.reason or os.strerror(outcome.errno or 0)}"
+        why = (
+            None
+            if outcome.loaded
+            else f"the evidence load was refused: {outcome.reason or os.strerror(outcome.errno or 0)}"
+        )
         return outcome, {"loaded": outcome.loaded, "errno": outcome.errno, "survived": survived, "reason": why}
 
-    def _flips(
-        self, subject: Subject, live: set[int], facts: dict[str, Any], progress: Callable[[str], None]
-    ) -> None:
+    def _flips(self, subject: Subject, live: set[int], facts: dict[str, Any], progress: Callable[[str], None]) -> None:
         for relo, at in [guard for guard in subject.guards if guard[1] in live][:MAX_FLIPS]:
             flipped = flip(subject.load.insns, at)
             if flipped is None:
@@ -155,7 +160,13 @@ class Collector:
             stop = step["stop"]["insn"] if step["stop"] is not None and step["stop"]["poison"] else None
 
     def _analyse(self, subject: Subject, past: list[int]) -> dict[str, Any]:
-        step: dict[str, Any] = {"neutralised": list(past), "loaded": False, "errno": None, "visited": None, "stop": None}
+        step: dict[str, Any] = {
+            "neutralised": list(past),
+            "loaded": False,
+            "errno": None,
+            "visited": None,
+            "stop": None,
+        }
         try:
             detour = neutralise(subject, past)
         except TooFar as error:
@@ -228,8 +239,8 @@ class Outcome:
 
 
 def records(code: bytes) -> bytes:
-    """A line_info record for each instruction but second halves of ldimm64: its number + 1 as the line (the upper 22 bits of
-    line_col), offset 0, the empty string, as file name and text."""
+    """A line_info record for each instruction but second halves of ldimm64: its number + 1 as the line (the upper 22
+    bits of line_col), offset 0, the empty string, as file name and text."""
     numbers = array("I", _first_slots(code))
     found = array("I", bytes(16 * len(numbers)))
     found[0::4] = numbers
@@ -256,10 +267,7 @@ def survivors(bpf: Bpf, fd: int, count: int) -> set[int]:
 
 def removes_dead_code(bpf: Bpf) -> bool:
     """Probe: does this kernel drop the record of an instruction that cannot be reached? (line_info 5.0, removal 5.1)"""
-    order = sys.byteorder
-    code = b"".join(
-        I.pack(*insn, byteorder=order) for insn in ((0xB7,), (0x15, 0, 0, 1, 0), (0xB7, 0, 0, 0, 1), (I.EXIT,))
-    )
+    code = b"".join(I.native(*insn) for insn in ((0xB7,), (0x15, 0, 0, 1, 0), (0xB7, 0, 0, 0, 1), (I.EXIT,)))
     try:
         btf = bpf.btf_load(raw_btf.blob(raw_btf.integer(1), b"\0int\0"))
     except OSError:

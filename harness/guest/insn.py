@@ -6,6 +6,7 @@ bytearrays that are changed in place.
 
 from __future__ import annotations
 
+import sys
 from struct import Struct
 
 INSN_SIZE = 8
@@ -82,6 +83,11 @@ def pack(op: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0, byteor
     if byteorder == "little":
         return _LITTLE.pack(op, dst | src << 4, off, imm)
     return _BIG.pack(op, dst << 4 | src, off, imm)
+
+
+def native(op: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+    """`pack` in this machine's byte order: code that is to be loaded here."""
+    return pack(op, dst, src, off, imm, sys.byteorder)
 
 
 def write(

@@ -40,10 +40,12 @@ def _number(path: str) -> int | None:
 
 
 class Machine:
-    """One kernel and what was found out about it. Build it with `survey`; it holds file descriptors until the process ends.
+    """One kernel and what was found out about it. Build it with `survey`; it holds file descriptors until the process
+    ends.
 
-    `bpf` makes the calls, `features` are the probes' answers, `btf` the target of relocation (None: there is none), `symbols`
-    what externs ask for. `btf_override` and `kconfig_override` are the files given to `survey`, None for the kernel's own.
+    `bpf` makes the calls, `features` are the probes' answers, `btf` the target of relocation (None: there is none),
+    `symbols` what externs ask for. `btf_override` and `kconfig_override` are the files given to `survey`, None for the
+    kernel's own.
     """
 
     def __init__(self, bpf: Bpf, btf_path: str | None = None, kconfig_path: str | None = None) -> None:
@@ -69,16 +71,14 @@ class Machine:
     @classmethod
     def survey(cls, *, btf_path: str | None = None, kconfig_path: str | None = None, bpf: Bpf | None = None) -> Machine:
         """Look at this machine's kernel. `btf_path`: a BTF (or ELF) to relocate against instead of the kernel's own;
-        `kconfig_path`: Kconfig text instead of /boot/config-RELEASE and /proc/config.gz; `bpf`: a stand-in for tests."""
+        `kconfig_path`: Kconfig text instead of /boot/config-RELEASE and /proc/config.gz; `bpf`: a stand-in for
+        tests."""
         return cls(bpf or Bpf(), btf_path, kconfig_path)
 
     # -- BTF
 
     def _target(self) -> B.Btf | None:
-        if self.btf_override is None:
-            target = self.kernel_btf()
-        else:
-            target = self._load(self.btf_override)
+        target = self.kernel_btf() if self.btf_override is None else self._load(self.btf_override)
         if target is not None:
             target.ids_by_essential_name("task_struct")  # builds the name index now, not in the first request
         return target
@@ -118,8 +118,8 @@ class Machine:
         return self._kconfig
 
     def kconfig_lines(self, names: list[str]) -> str | None:
-        """The lines of the Kconfig that set these options, None when there is no Kconfig to read. The whole text where a line
-        in it is malformed: libbpf then refuses it, and so must whoever reads this."""
+        """The lines of the Kconfig that set these options, None when there is no Kconfig to read. The whole text where
+        a line in it is malformed: libbpf then refuses it, and so must whoever reads this."""
         text = self.kconfig_text()
         if text is None or self._kconfig_is_bad(text):
             return text
@@ -167,7 +167,11 @@ class Machine:
         if self._sha256 is None:
             with open(path, "rb") as file:
                 self._sha256 = _sha256_hex(file.read())
-        return {"source": "file" if self.btf_override else "kernel", "sha256": self._sha256, "types": self.btf.count - 1}
+        return {
+            "source": "file" if self.btf_override else "kernel",
+            "sha256": self._sha256,
+            "types": self.btf.count - 1,
+        }
 
     def leave_behind(self, progs: set[int], maps: set[int]) -> None:
         """Note ids of programs and maps that were closed and that the kernel frees in its own time."""
@@ -177,7 +181,8 @@ class Machine:
     def await_gone(self) -> bool:
         """Wait until the kernel has freed what earlier objects left behind; False when it has not after five seconds.
 
-        `judge` waits itself before it makes new maps and programs, so that the time an answer takes to travel is not lost.
+        `judge` waits itself before it makes new maps and programs, so that the time an answer takes to travel is not
+        lost.
         """
         limit = monotonic() + _GONE_SECONDS
         while not self._gone():
@@ -192,7 +197,8 @@ class Machine:
         progs, maps = self._left
         try:
             return not (
-                (progs and progs & set(self.bpf.ids(PROG_GET_NEXT_ID))) or (maps and maps & set(self.bpf.ids(MAP_GET_NEXT_ID)))
+                (progs and progs & set(self.bpf.ids(PROG_GET_NEXT_ID)))
+                or (maps and maps & set(self.bpf.ids(MAP_GET_NEXT_ID)))
             )
         except OSError:  # no ids before 4.13: nothing to wait for
             return True
@@ -226,8 +232,11 @@ def _lockdown() -> str | None:
     return text.partition("[")[2].partition("]")[0]
 
 
-def judge(machine: Machine, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Facts about the object in `data` (docs/facts.md). Whatever is wrong with the object is a fact, not an exception."""
+def judge(
+    machine: Machine, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Facts about the object in `data` (docs/facts.md). Whatever is wrong with the object is a fact, not an
+    exception."""
     if request.get("loader") == "libbpf":
         from . import libbpf_loader
 

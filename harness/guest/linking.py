@@ -1,8 +1,9 @@
 """From an object's functions to one program: subprograms appended, references filled in.
 
-libbpf does this in bpf_object__relocate_calls() (subprograms behind the entry program, depth first, in the order of their
-first call, each once) and bpf_object__relocate_data() (maps, externs). CO-RE relocations are applied before, on the functions
-apart; here their places move along. Everything is done on copies: one object gives any number of programs.
+libbpf does this in bpf_object__relocate_calls() (subprograms behind the entry program, depth first, in the order of
+their first call, each once) and bpf_object__relocate_data() (maps, externs). CO-RE relocations are applied before, on
+the functions apart; here their places move along. Everything is done on copies: one object gives any number of
+programs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from . import bpf_object as O
 from . import elf as E
 from . import insn as I
 from .errors import ENOENT, LIBBPF_ERRNO__RELOC, GuestError
+from .externs import Ksym
 from .maps import KCONFIG
 
 TYPE_CHECKING = False
@@ -46,7 +48,8 @@ class Func:
 
 
 class Ref:
-    """An instruction that holds a number this kernel run gave out: `kind` as in docs/facts.md, `name` of what, `off` into it."""
+    """An instruction that holds a number this kernel run gave out: `kind` as in docs/facts.md, `name` of what, `off`
+    into it."""
 
     __slots__ = ("insn", "kind", "name", "off")
 
@@ -58,7 +61,8 @@ class Ref:
 
 
 class Linked:
-    """An entry program with its subprograms: `code` (changed in place), `funcs` in final order, `refs` by rising place."""
+    """An entry program with its subprograms: `code` (changed in place), `funcs` in final order, `refs` by rising
+    place."""
 
     __slots__ = ("code", "funcs", "refs")
 
@@ -69,7 +73,8 @@ class Linked:
 
 
 class Linker:
-    """Links programs of one object. `maps` and `externs` are those of the object in libbpf's order, with fds and values set.
+    """Links programs of one object. `maps` and `externs` are those of the object in libbpf's order, with fds and
+    values set.
 
     Raises LinkError.
     """
@@ -91,7 +96,7 @@ class Linker:
         for func in linked.funcs:
             relocs = self._relocs(func.prog)
             for index, reloc in relocs.items():
-                self._resolve(linked, func, index, reloc, starts)
+                self._resolve(linked, func, index, reloc)
         linked.refs.sort(key=lambda ref: ref.insn)
         return linked
 
@@ -126,7 +131,9 @@ class Linker:
         if op == I.CALL:
             if src != I.BPF_PSEUDO_CALL or dst or off:
                 return None
-            target = prog.sec_insn_off + index + imm + 1 if reloc is None else self._call_target(prog, index, reloc, imm)
+            target = (
+                prog.sec_insn_off + index + imm + 1 if reloc is None else self._call_target(prog, index, reloc, imm)
+            )
         elif reloc is not None and self._is_subprog(reloc.sym):
             if reloc.sym.value % I.INSN_SIZE or imm % I.INSN_SIZE:
                 raise self._bad(prog, index, f"bad subprog addr relo against '{reloc.sym.name}'")
@@ -163,7 +170,7 @@ class Linker:
 
     # -- maps and externs (bpf_program__record_reloc(), bpf_object__relocate_data())
 
-    def _resolve(self, linked: Linked, func: Func, index: int, reloc: ElfReloc, starts: dict[int, int]) -> None:
+    def _resolve(self, linked: Linked, func: Func, index: int, reloc: ElfReloc) -> None:
         at = func.start + index
         op, _, src, _, imm = I.read(linked.code, at, _ORDER)
         symbol = reloc.sym
@@ -211,18 +218,18 @@ class Linker:
             fd = item.fd if item is not None and item.fd is not None else -1
             _set_ldimm64(linked.code, at, I.BPF_PSEUDO_MAP_VALUE, fd, extern.data_off)
             linked.refs.append(Ref(at, "map_value", item.name if item is not None else ".kconfig", extern.data_off))
-        elif extern.type_id and extern.is_set:
+        elif isinstance(extern, Ksym) and extern.type_id and extern.is_set:
             _set_ldimm64(linked.code, at, I.BPF_PSEUDO_BTF_ID, extern.btf_id, extern.btf_obj_fd)
             linked.refs.append(Ref(at, "ksym", extern.name))
         else:
-            address = extern.value or 0
+            address = extern.value if isinstance(extern, Ksym) else 0
             src = I.read(linked.code, at, _ORDER)[2]
             _set_ldimm64(linked.code, at, src, address & 0xFFFFFFFF, address >> 32)
             linked.refs.append(Ref(at, "ksym", extern.name))
 
     def _extern_call(self, linked: Linked, at: int, extern: Extern) -> None:
         op, dst, _, off, imm = I.read(linked.code, at, _ORDER)
-        if extern.is_set:
+        if isinstance(extern, Ksym) and extern.is_set:
             off, imm, src = extern.fd_index, extern.btf_id, I.BPF_PSEUDO_KFUNC_CALL
             linked.refs.append(Ref(at, "kfunc", extern.name))
         else:
@@ -264,8 +271,8 @@ class InfoRecords:
     def of(self, linked: Linked) -> tuple[bytes, bytes]:
         """func_info and line_info in the program's own instruction numbers (reloc_prog_func_and_line_info()).
 
-        Where the entry program has none there are none at all, its subprograms' included; a subprogram without, when the entry
-        program has some, makes libbpf fail: LinkError.
+        Where the entry program has none there are none at all, its subprograms' included; a subprogram without, when
+        the entry program has some, makes libbpf fail: LinkError.
         """
         return self._cut("func", "=II", self._funcs, linked), self._cut("line", "=IIII", self._lines, linked)
 

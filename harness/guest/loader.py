@@ -1,7 +1,8 @@
 """One program's way into the kernel: attach target, load attributes as libbpf sets them, the verdict load.
 
-libbpf: libbpf_prepare_prog_load(), bpf_object_load_prog(), bpf_object__sanitize_prog(). The verdict is what libbpf's load would
-give; only the log level differs (statistics at once, where libbpf asks for a log after a failure), which decides nothing.
+libbpf: libbpf_prepare_prog_load(), bpf_object_load_prog(), bpf_object__sanitize_prog(). The verdict is what libbpf's
+load would give; only the log level differs (statistics at once, where libbpf asks for a log after a failure), which
+decides nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _PROBE_READ, _PROBE_READ_STR = 4, 45
 _OLD_HELPER = {112: _PROBE_READ, 113: _PROBE_READ, 114: _PROBE_READ_STR, 115: _PROBE_READ_STR}
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class Refusal(Exception):
     """libbpf would not even ask the kernel. `stage`, `errno` and text as in the facts; `unsupported` as there."""
 
     def __init__(self, message: str, errno: int, unsupported: str | None = None, stage: str = "pre_verifier") -> None:
@@ -71,13 +72,17 @@ def find_attach_target(name: str, definition: SecDef, kernel: KernelSymbols) -> 
         )
     module, colon, function = definition.target.rpartition(":")
     if kernel.btf() is None:
-        raise Refusal(f"{where}: attaching to '{definition.target}' needs the kernel's own BTF, and it has none", _ESRCH, "attach_target")
+        raise Refusal(
+            f"{where}: attaching to '{definition.target}' needs the kernel's own BTF, and it has none",
+            _ESRCH,
+            "attach_target",
+        )
     prefix, kind = ATTACH_PREFIX.get(ATTACH_TYPES[definition.attach], ("", "func"))
     found = kernel.find_in(module if colon else None, prefix + function, B.KIND_NAMES.index(kind))
     if found is None:
         raise Refusal(
-            f"{where}: failed to find kernel BTF type ID of '{definition.target}': {prefix}{function} is not in the BTF of the "
-            "kernel or a loaded module", _ESRCH, "attach_target",
+            f"{where}: failed to find kernel BTF type ID of '{definition.target}': {prefix}{function} is not in "
+            "the BTF of the kernel or a loaded module", _ESRCH, "attach_target",
         )  # fmt: skip
     type_id, fd = found
     return Attach(type_id, fd)
@@ -99,8 +104,8 @@ def sanitise_calls(code: bytearray, features: dict[str, bool]) -> int:
 class Preparer:
     """Turns linked programs into load attributes, on one kernel and for one object.
 
-    `btf_fd` is the object's loaded BTF (0: none), `license_` and `kern_version` the object's. Adaptations taken are told to the
-    list each call is given, as facts.
+    `btf_fd` is the object's loaded BTF (0: none), `license_` and `kern_version` the object's. Adaptations taken are
+    told to the list each call is given, as facts.
     """
 
     def __init__(
@@ -116,10 +121,13 @@ class Preparer:
         self, prog: Prog, definition: SecDef | None, linked: Linked, info: tuple[bytes, bytes], attach: Attach | None,
         adaptations: list[dict[str, Any]],
     ) -> ProgLoad:  # fmt: skip
-        """The verdict load's attributes. Refusal where libbpf stops before the kernel. `attach` is given for struct_ops only."""
+        """The verdict load's attributes. Refusal where libbpf stops before the kernel. `attach` is given for
+        struct_ops only."""
         if definition is None:
             raise Refusal(
-                f"prog '{prog.name}': missing BPF prog type, check ELF section name '{prog.section}'", _EINVAL, "section"
+                f"prog '{prog.name}': missing BPF prog type, check ELF section name '{prog.section}'",
+                _EINVAL,
+                "section",
             )
         rewritten = sanitise_calls(linked.code, self._features)
         if rewritten:
@@ -149,14 +157,16 @@ class Preparer:
         load.expected_attach_type = definition.attach
         if definition.flags & EXP_ATTACH_OPT and not self._features["exp_attach_type"]:
             load.expected_attach_type = 0
-            adaptations.append({"name": "no_expected_attach_type", "libbpf": True, "detail": "loaded without its attach type"})
+            adaptations.append(
+                {"name": "no_expected_attach_type", "libbpf": True, "detail": "loaded without its attach type"}
+            )
         if definition.flags & USDT and self._features["uprobe_multi_link"]:
             load.expected_attach_type = ATTACH_TYPE["trace_uprobe_multi"]
 
 
 class Verdict:
-    """What the kernel said: `fd` of the loaded program or None with `errno`; `log` its words, `truncated` when they did not all
-    fit; `figures` the verifier's numbers."""
+    """What the kernel said: `fd` of the loaded program or None with `errno`; `log` its words, `truncated` when they
+    did not all fit; `figures` the verifier's numbers."""
 
     __slots__ = ("errno", "fd", "figures", "log", "truncated")
 
@@ -171,8 +181,8 @@ class Verdict:
 def verdict_load(bpf: Bpf, load: ProgLoad) -> Verdict:
     """Load once for the figures; when refused, once more for the log a person would read (libbpf's level 1).
 
-    Levels change what is printed and never what is decided, with one exception: a log that does not fit is ENOSPC, so a load
-    that failed with that is done again without a log.
+    Levels change what is printed and never what is decided, with one exception: a log that does not fit is ENOSPC, so
+    a load that failed with that is done again without a log.
     """
     verdict = Verdict()
     try:

@@ -35,8 +35,8 @@ PROG_ARRAY, PERF_EVENT_ARRAY, STRUCT_OPS, ARENA = (
 _WITHOUT_BTF = frozenset(
     MAP_TYPE[name]
     for name in (
-        "perf_event_array", "cgroup_array", "stack_trace", "array_of_maps", "hash_of_maps", "devmap", "devmap_hash", "cpumap",
-        "xskmap", "sockmap", "sockhash", "queue", "stack", "arena",
+        "perf_event_array", "cgroup_array", "stack_trace", "array_of_maps", "hash_of_maps", "devmap", "devmap_hash",
+        "cpumap", "xskmap", "sockmap", "sockhash", "queue", "stack", "arena",
     )
 )  # fmt: skip
 
@@ -56,15 +56,15 @@ _PINNING_MAX = 1  # LIBBPF_PIN_BY_NAME
 
 
 class Map:
-    """One map. `kind` is None for a definition in `.maps`, otherwise what it holds: O.SEC_DATA, SEC_RODATA, SEC_BSS, "kconfig",
-    "struct_ops" or "arena" data. `data` is the initial content of internal maps; `slots` are `(index, target)` of an
-    initialised map-in-map or prog array, target a Map or a Prog. After `create_all`: `fd` (None when not created) and
-    `errno`/`message` of a refusal."""
+    """One map. `kind` is None for a definition in `.maps`, otherwise what it holds: O.SEC_DATA, SEC_RODATA, SEC_BSS,
+    "kconfig", "struct_ops" or "arena" data. `data` is the initial content of internal maps; `slots` are `(index,
+    target)` of an initialised map-in-map or prog array, target a Map or a Prog. After `create_all`: `fd` (None when
+    not created) and `errno`/`message` of a refusal."""
 
     __slots__ = (
-        "autocreate", "btf_key", "btf_value", "btf_vmlinux_value", "data", "errno", "extra", "fd", "flags", "ident", "index", "inner",
-        "key_size", "kind", "max_entries", "message", "name", "numa_node", "real_name", "sec_idx", "sec_offset", "slots",
-        "struct_size", "type", "value_btf_fd", "value_size", "values_offset",
+        "autocreate", "btf_key", "btf_value", "btf_vmlinux_value", "data", "errno", "extra", "fd", "flags", "ident",
+        "index", "inner", "key_size", "kind", "max_entries", "message", "name", "numa_node", "real_name",
+        "sec_idx", "sec_offset", "slots", "struct_size", "type", "value_btf_fd", "value_size", "values_offset",
     )  # fmt: skip
 
     def __init__(self, name: str, sec_idx: int = 0, sec_offset: int = 0) -> None:
@@ -101,8 +101,8 @@ class Map:
 def read_maps(obj: BpfObject, name: str, places: dict[str, int]) -> list[Map]:
     """All maps of an object but the Kconfig and struct_ops ones, in libbpf's order: `.maps`, then data sections.
 
-    `name` is the object's (libbpf puts it before the names of internal maps), `places` the offset of each global variable in
-    its section (clang leaves them 0 in BTF). Raises MapError where libbpf refuses the object.
+    `name` is the object's (libbpf puts it before the names of internal maps), `places` the offset of each global
+    variable in its section (clang leaves them 0 in BTF). Raises MapError where libbpf refuses the object.
     """
     maps = _user_maps(obj, places) + _data_maps(obj, name)
     for index, item in enumerate(maps):
@@ -256,7 +256,8 @@ _FIELDS = {
 
 
 def ringbuf_size(wanted: int, page: int) -> int:
-    """Bytes of a ring buffer: `wanted` when it is a page times a power of two, else the next such size (adjust_ringbuf_sz())."""
+    """Bytes of a ring buffer: `wanted` when it is a page times a power of two, else the next such size
+    (adjust_ringbuf_sz())."""
     if wanted == 0:
         return 0
     if wanted % page == 0 and (wanted // page) & (wanted // page - 1) == 0:
@@ -273,7 +274,9 @@ def _data_maps(obj: BpfObject, name: str) -> list[Map]:
     for sec_idx in sorted(idx for idx, what in obj.sections.items() if what in kinds):
         section = obj.elf.sections[sec_idx]
         if section.size:
-            content = bytearray(section.size) if obj.sections[sec_idx] == O.SEC_BSS else bytearray(obj.elf.content(section))
+            content = (
+                bytearray(section.size) if obj.sections[sec_idx] == O.SEC_BSS else bytearray(obj.elf.content(section))
+            )
             found.append(internal_map(obj, name, obj.sections[sec_idx], section.name, content, sec_idx))
     return found
 
@@ -327,7 +330,9 @@ def _collect_slots(obj: BpfObject, maps: list[Map]) -> None:
             target = next((m for m in user if m.name == symbol.name), None)
         place = offset - owner.sec_offset - owner.values_offset
         if target is None or place < 0 or place % _PTR:
-            raise MapError(f"map '{owner.name}': unexpected slot initialiser '{symbol.name}'", LIBBPF_ERRNO__RELOC, owner.name)
+            raise MapError(
+                f"map '{owner.name}': unexpected slot initialiser '{symbol.name}'", LIBBPF_ERRNO__RELOC, owner.name
+            )
         owner.slots.append((place // _PTR, target))
 
 
@@ -347,12 +352,14 @@ class Creator:
         self.adaptations: list[tuple[str, str]] = []
 
     def create_all(self, maps: Sequence[Map]) -> None:
-        """Create, fill, freeze, initialise. A refusal is left in the map's `errno` and `message`, and the others go on: libbpf
-        would give up on the object there, our caller decides what that means for each program."""
+        """Create, fill, freeze, initialise. A refusal is left in the map's `errno` and `message`, and the others go
+        on: libbpf would give up on the object there, our caller decides what that means for each program."""
         for item in maps:
             if item.is_internal and not self._features["global_data"]:
                 item.autocreate = False
-                self.adaptations.append(("no_global_data", f"map '{item.real_name}' left out: no global data in this kernel"))
+                self.adaptations.append(
+                    ("no_global_data", f"map '{item.real_name}' left out: no global data in this kernel")
+                )
             if item.autocreate:
                 self._set_sizes(item)
                 self._try(item)
@@ -361,10 +368,13 @@ class Creator:
                 self._init_slots(item)
 
     def _set_sizes(self, item: Map) -> None:
-        """Many objects leave sizes to their tool, which sets them between open and load; any that is not zero will do here."""
+        """Many objects leave sizes to their tool, which sets them between open and load; any that is not zero will do
+        here."""
         if item.max_entries == 0 and item.type not in _SIZELESS:
             item.max_entries = 1 if item.type not in _RINGBUFS else os.sysconf("SC_PAGE_SIZE")
-            self.adaptations.append(("max_entries_set", f"map '{item.name}' has no max_entries: {item.max_entries} taken"))
+            self.adaptations.append(
+                ("max_entries_set", f"map '{item.name}' has no max_entries: {item.max_entries} taken")
+            )
         if item.type == _STACK_TRACE and item.value_size == 0:
             item.value_size = 8 * _STACK_DEPTH
             self.adaptations.append(("value_size_set", f"map '{item.name}' has no value_size: {item.value_size} taken"))
@@ -377,7 +387,9 @@ class Creator:
                 self._populate(item)
         except OSError as error:
             item.errno = error.errno
-            item.message = f"map '{item.name}' ({item.type_name}): failed to create: {error.strerror} (errno {error.errno})"
+            item.message = (
+                f"map '{item.name}' ({item.type_name}): failed to create: {error.strerror} (errno {error.errno})"
+            )
 
     def _create(self, item: Map) -> int:
         attr = MapCreate(item.type, item.key_size, item.value_size, self._max_entries(item))
@@ -434,7 +446,10 @@ class Creator:
         for index, target in item.slots:
             fd = getattr(target, "fd", None)
             if fd is None:
-                item.errno, item.message = EINVAL, f"map '{item.name}': slot [{index}]: map '{target.name}' does not exist"
+                item.errno, item.message = (
+                    EINVAL,
+                    f"map '{item.name}': slot [{index}]: map '{target.name}' does not exist",
+                )
                 return
             self.fill_slot(item, index, fd)
 

@@ -10,7 +10,8 @@ from .syscall import BTF_GET_FD_BY_ID, BTF_GET_NEXT_ID, Bpf
 
 
 class ModuleBtf:
-    """A loaded module's BTF: `name`, `fd` (the kernel wants it for attaching and for kfuncs), `btf` (split, over vmlinux)."""
+    """A loaded module's BTF: `name`, `fd` (the kernel wants it for attaching and for kfuncs), `btf` (split, over
+    vmlinux)."""
 
     __slots__ = ("btf", "fd", "name")
 

@@ -4,11 +4,13 @@ A poisoned instruction at p becomes a jump to a block at the end of its function
 
     r0 = RET ; if r0 == RET goto +1 ; goto p+1 ; exit
 
-so that the verifier ends the path there, while p+1 stays reachable in the control flow graph (a plain jump would make it
-unreachable code, an error of its own). Comparing for equality with the same constant is what verifiers before 4.16 decide, too.
+so that the verifier ends the path there, while p+1 stays reachable in the control flow graph (a plain jump would make
+it unreachable code, an error of its own). Comparing for equality with the same constant is what verifiers before 4.16
+decide, too.
 
-In a static function the path must end in the callers as well: the block returns MAGIC, and each call of the function is made
-from a block that leaves when it gets it back. A global function is verified on its own; its callers know nothing of what it returns.
+In a static function the path must end in the callers as well: the block returns MAGIC, and each call of the function
+is made from a block that leaves when it gets it back. A global function is verified on its own; its callers know
+nothing of what it returns.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _RETURN_1 = frozenset(
 _SOCK_ADDR = 18
 
 
-class TooFar(Exception):  # noqa: N818 - an instruction's 16-bit offset cannot say it
+class TooFar(Exception):
     """A jump that would not fit its instruction."""
 
 
@@ -146,9 +148,7 @@ class _Rewriter:
         elif op == I.EXIT and number in self._escaping and self._subject.void[number]:
             self._block(new, back, base, at, [(_MOV64_K, 0, 0, 0, 0), (I.EXIT,)])
 
-    def _block(
-        self, new: bytearray, back: list[int], base: int, at: int, insns: list[tuple[int, ...] | None]
-    ) -> None:
+    def _block(self, new: bytearray, back: list[int], base: int, at: int, insns: list[tuple[int, ...] | None]) -> None:
         """Append a block and jump to it from `at`; None in it stands for the jump back behind `at`."""
         _jump(new, at + base, len(back))
         for insn in insns:
@@ -158,7 +158,7 @@ class _Rewriter:
                 new += bytes(I.INSN_SIZE)
                 _jump(new, here, at + base + 1)
             else:
-                new += I.pack(*insn, byteorder=_ORDER)
+                new += I.native(*insn)
 
     def _relink(self, new: bytearray, back: list[int], moved: dict[int, int]) -> None:
         """Calls and function addresses again, now that functions lie elsewhere."""

@@ -1,8 +1,8 @@
 """What a program's section name says: program type, attach type, flags. Mirrors libbpf's `section_defs`.
 
-A name that ends in "+" in the table matches itself or itself plus "/..."; every other name matches only exactly (libbpf's
-sec_def_matches()). The first match counts. Numbers are those of `enum bpf_prog_type` and `enum bpf_attach_type` (UAPI bpf.h),
-names those of libbpf_bpf_prog_type_str() and libbpf_bpf_attach_type_str().
+A name that ends in "+" in the table matches itself or itself plus "/..."; every other name matches only exactly
+(libbpf's sec_def_matches()). The first match counts. Numbers are those of `enum bpf_prog_type` and `enum
+bpf_attach_type` (UAPI bpf.h), names those of libbpf_bpf_prog_type_str() and libbpf_bpf_attach_type_str().
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ class SecDef:
     @property
     def prog_flags(self) -> int:
         """`bpf_attr.prog_flags` that follow from the section (libbpf_prepare_prog_load())."""
-        return (BPF_F_SLEEPABLE if self.flags & SLEEPABLE else 0) | (BPF_F_XDP_HAS_FRAGS if self.flags & XDP_FRAGS else 0)
+        return (BPF_F_SLEEPABLE if self.flags & SLEEPABLE else 0) | (
+            BPF_F_XDP_HAS_FRAGS if self.flags & XDP_FRAGS else 0
+        )
 
 
 def parse_section(section: str, rules: tuple[int, ...] | None = None) -> SecDef | None:
@@ -218,7 +220,7 @@ def parse_section(section: str, rules: tuple[int, ...] | None = None) -> SecDef 
 
     `rules` is a libbpf version as a tuple: names younger than it are unknown.
     """
-    name = section[1:] if section.startswith("?") else section
+    name = section.removeprefix("?")
     row = _EXACT.get(name) or _prefix_row(name)
     if row is None or (rules is not None and _SINCE.get(row[0], (0,)) > tuple(rules)[:2]):
         return None

@@ -1,21 +1,20 @@
 """Why a kernel refused a program without a word: found out by loading smaller ones, never from a version number.
 
-bpf_prog_load() checks attributes, program type, attach type and size before the verifier writes its first line, and answers all
-of them with EINVAL or E2BIG.
+bpf_prog_load() checks attributes, program type, attach type and size before the verifier writes its first line, and
+answers all of them with EINVAL or E2BIG.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
-from .insn import EXIT, INSN_SIZE, pack
+from .insn import EXIT, INSN_SIZE, native
 from .prog_types import ATTACH_TYPES, BPF_F_SLEEPABLE, PROG_TYPES
 from .syscall import Bpf, ProgLoad
 
 _EPERM, _E2BIG, _EINVAL, _ENOSPC = 1, 7, 22, 28
 _OLD_LIMIT = 4096  # BPF_MAXINSNS; privileged programs may be longer since 5.2
-_SMALL = b"".join(pack(*insn, byteorder=sys.byteorder) for insn in ((0xB7,), (EXIT,)))
+_SMALL = b"".join(native(*insn) for insn in ((0xB7,), (EXIT,)))
 _BEFORE = "refused before the verifier: "
 
 
@@ -29,7 +28,11 @@ def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> 
         return _BEFORE + f"program type {kind} is unknown to this kernel", "prog_type"
     if load.expected_attach_type and not _accepts(bpf, load, load.expected_attach_type):
         attach = ATTACH_TYPES[load.expected_attach_type]
-        what = "this kernel knows no expected_attach_type" if not features["exp_attach_type"] else "it is unknown to this kernel"
+        what = (
+            "this kernel knows no expected_attach_type"
+            if not features["exp_attach_type"]
+            else "it is unknown to this kernel"
+        )
         return _BEFORE + f"attach type {attach} of program type {kind}: {what}", "attach_type"
     if load.prog_flags & BPF_F_SLEEPABLE and errno == _EINVAL and _refuses_flags(bpf, load):
         return _BEFORE + f"program type {kind} cannot be sleepable in this kernel", "prog_flags"
@@ -58,7 +61,11 @@ def _knows_type(bpf: Bpf, load: ProgLoad) -> bool:
     tries = [_minimal(load)]
     for attach_type, attach_btf in ((load.expected_attach_type, 0), (load.expected_attach_type, load.attach_btf_id)):
         one = _minimal(load)
-        one.expected_attach_type, one.attach_btf_id, one.attach_btf_obj_fd = attach_type, attach_btf, load.attach_btf_obj_fd
+        one.expected_attach_type, one.attach_btf_id, one.attach_btf_obj_fd = (
+            attach_type,
+            attach_btf,
+            load.attach_btf_obj_fd,
+        )
         tries.append(one)
     return any(errno == 0 or log for errno, log in (_errno(bpf, one) for one in tries))
 

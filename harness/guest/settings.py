@@ -33,8 +33,8 @@ class _Variable:
 def apply(obj: BpfObject, maps: list[Map], places: dict[str, int], values: dict[str, str]) -> None:
     """Write each value into the initial content of its variable's map.
 
-    `values` maps names to text: a number (any base Python reads), true or false, an enumerator's name, one character, or a
-    string for a char array. Raises SettingError; for an unknown name it lists the known ones.
+    `values` maps names to text: a number (any base Python reads), true or false, an enumerator's name, one character,
+    or a string for a char array. Raises SettingError; for an unknown name it lists the known ones.
     """
     if not values:
         return
@@ -56,9 +56,9 @@ def _variables(obj: BpfObject, maps: list[Map], places: dict[str, int]) -> dict[
         return found
     for item in maps:
         sec_id = btf.find(item.real_name, B.BTF_KIND_DATASEC) if item.kind == O.SEC_RODATA else None
-        for var_id, offset, size in btf.datasec(btf.type(sec_id)) if sec_id is not None else []:
+        for var_id, listed, size in btf.datasec(btf.type(sec_id)) if sec_id is not None else []:
             var = btf.type(var_id)
-            offset = places.get(var.name, offset)
+            offset = places.get(var.name, listed)
             if var.kind == B.BTF_KIND_VAR and offset + size <= len(item.data):
                 found[var.name] = _Variable(item, offset, size, var.type)
     return found
@@ -69,7 +69,9 @@ def _encode(btf: B.Btf, variable: _Variable, name: str, text: str) -> bytes:
     if t.kind == B.BTF_KIND_ARRAY:
         return _encode_text(btf, t, variable, name, text)
     if t.kind not in (B.BTF_KIND_INT, B.BTF_KIND_ENUM, B.BTF_KIND_ENUM64):
-        raise SettingError(f"variable '{name}' is a {B.KIND_NAMES[t.kind]}: only numbers, enums and char arrays can be set", EINVAL)
+        raise SettingError(
+            f"variable '{name}' is a {B.KIND_NAMES[t.kind]}: only numbers, enums and char arrays can be set", EINVAL
+        )
     number = _number(btf, t, name, text)
     bits = 8 * variable.size
     if not -(1 << bits - 1) <= number < 1 << bits:

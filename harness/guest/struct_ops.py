@@ -1,8 +1,8 @@
-"""struct_ops: objects that hand the kernel a struct of functions (libbpf: init_struct_ops_maps(), bpf_map__init_kern_struct_ops(),
-bpf_object_adjust_struct_ops_autoload()).
+"""struct_ops: objects that hand the kernel a struct of functions (libbpf: init_struct_ops_maps(),
+bpf_map__init_kern_struct_ops(), bpf_object_adjust_struct_ops_autoload()).
 
-Each variable in a `.struct_ops` section is a map; its function members are programs, which are attached to the member of the
-kernel's struct of the same name.
+Each variable in a `.struct_ops` section is a map; its function members are programs, which are attached to the member
+of the kernel's struct of the same name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _Instance:
 
 
 class StructOps:
-    """All struct_ops of an object. `maps` are its maps, in libbpf's order. Raises MapError where libbpf refuses to open."""
+    """All struct_ops of an object. `maps` are its maps, in libbpf's order. Raises MapError where libbpf refuses to
+    open."""
 
     def __init__(self, obj: BpfObject, places: dict[str, int]) -> None:
         self._obj = obj
@@ -61,9 +62,7 @@ class StructOps:
         self._collect_progs(sec_idx, own)
         self._instances += own
 
-    def _instance(
-        self, btf: B.Btf, var: B.Type, section: str, sec_idx: int, offset: int, content: bytes
-    ) -> _Instance:
+    def _instance(self, btf: B.Btf, var: B.Type, section: str, sec_idx: int, offset: int, content: bytes) -> _Instance:
         struct = btf.skip_mods_and_typedefs(var.type)
         if struct.kind != B.BTF_KIND_STRUCT or not struct.name:
             raise MapError(f"struct_ops '{var.name}': not a variable of a named struct type", EINVAL, var.name)
@@ -93,7 +92,9 @@ class StructOps:
             member = next((i for i, m in enumerate(obj.btf.members(instance.type)) if m[2] == place), None)
             prog = obj.find_prog(symbol.shndx, symbol.value // 8)
             if member is None or prog is None:
-                raise MapError(f"struct_ops '{name}': cannot find the member or program at offset {place // 8}", EINVAL, name)
+                raise MapError(
+                    f"struct_ops '{name}': cannot find the member or program at offset {place // 8}", EINVAL, name
+                )
             if not prog.section.startswith("struct_ops"):
                 raise MapError(f"struct_ops '{name}': prog '{prog.name}' is not a struct_ops program", EINVAL, name)
             instance.progs[member] = prog
@@ -101,7 +102,8 @@ class StructOps:
     # -- against a kernel
 
     def find_types(self, kernel: KernelSymbols) -> None:
-        """Find the kernel's struct for every map and its member for every program. MapError where libbpf gives up on the object."""
+        """Find the kernel's struct for every map and its member for every program. MapError where libbpf gives up on
+        the object."""
         for instance in self._instances:
             if instance.item.autocreate:
                 self._find_type(instance, kernel)
@@ -115,9 +117,13 @@ class StructOps:
             raise MapError(f"struct_ops '{item.name}': struct {name} is not found in kernel BTF", ESRCH, item.name)
         btf, type_id, module = found
         value_name = _VALUE_PREFIX + name
-        value_id = btf.find(value_name, B.BTF_KIND_STRUCT) if module is None else find_own(btf, value_name, B.BTF_KIND_STRUCT)
+        value_id = (
+            btf.find(value_name, B.BTF_KIND_STRUCT) if module is None else find_own(btf, value_name, B.BTF_KIND_STRUCT)
+        )
         if value_id is None:
-            raise MapError(f"struct_ops '{item.name}': struct {value_name} is not found in kernel BTF", ESRCH, item.name)
+            raise MapError(
+                f"struct_ops '{item.name}': struct {value_name} is not found in kernel BTF", ESRCH, item.name
+            )
         item.btf_vmlinux_value = value_id
         item.value_size = btf.type(value_id).size
         if module is not None:
@@ -138,11 +144,14 @@ class StructOps:
                 continue
             kernel_index, (_, kernel_type_id, _, kernel_bits) = theirs
             if bits or kernel_bits:
-                raise MapError(f"struct_ops '{instance.item.name}': bitfield {name} is not supported", ENOTSUP, instance.item.name)
+                raise MapError(
+                    f"struct_ops '{instance.item.name}': bitfield {name} is not supported", ENOTSUP, instance.item.name
+                )
             ours, others = local.skip_mods_and_typedefs(type_id), btf.skip_mods_and_typedefs(kernel_type_id)
             if ours.kind != others.kind or (ours.kind != B.BTF_KIND_PTR and size != btf.resolve_size(kernel_type_id)):
                 raise MapError(
-                    f"struct_ops '{instance.item.name}': member {name} is {ours!r} here and {others!r} in the kernel", ENOTSUP,
+                    f"struct_ops '{instance.item.name}': member {name} is {ours!r} here and {others!r} in the kernel",
+                    ENOTSUP,
                     instance.item.name,
                 )  # fmt: skip
             if prog is not None:
@@ -151,7 +160,11 @@ class StructOps:
     def _missing(self, instance: _Instance, index: int, name: str, offset: int, size: int) -> None:
         """A member this kernel does not have: fine as long as it is zero; its program is then not loaded."""
         if any(instance.item.data[offset : offset + size]):
-            raise MapError(f"struct_ops '{instance.item.name}': cannot find member {name} in kernel BTF", ENOTSUP, instance.item.name)
+            raise MapError(
+                f"struct_ops '{instance.item.name}': cannot find member {name} in kernel BTF",
+                ENOTSUP,
+                instance.item.name,
+            )
         prog = instance.progs.pop(index, None)
         if prog is not None:
             prog.autoload = False
@@ -165,7 +178,11 @@ class StructOps:
         """What the program attaches to: the kernel's struct. Refusal for one that is in no struct."""
         found = self._attach.get(id(prog))
         if found is None:
-            raise Refusal(f"prog '{prog.name}': is in no struct_ops map, so there is nothing it could be attached to", EINVAL, "attach_target")
+            raise Refusal(
+                f"prog '{prog.name}': is in no struct_ops map, so there is nothing it could be attached to",
+                EINVAL,
+                "attach_target",
+            )
         return found[0]
 
     def member_index(self, prog: Prog) -> int:

@@ -1,8 +1,8 @@
 """bpf(2) through ctypes: one object that makes the call, and one method per command the loader needs.
 
 `Bpf` is handed to everything that talks to the kernel, so that a test can put a layer in between that denies features
-(see tests/support). Every method raises OSError with the kernel's errno. Attribute layouts are those of `union bpf_attr`
-(UAPI bpf.h); a kernel that does not know a field takes it as long as it is zero.
+(see tests/support). Every method raises OSError with the kernel's errno. Attribute layouts are those of `union
+bpf_attr` (UAPI bpf.h); a kernel that does not know a field takes it as long as it is zero.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ class Bpf:
 class ProgLoad:
     """What BPF_PROG_LOAD is given; everything but the instructions defaults to "leave it out".
 
-    `insns`, `func_info` and `line_info` are raw records in native byte order; `name` of "" means no name (kernels before
-    4.15 refuse one); `btf_fd` 0 means none, and then func_info and line_info are not passed either.
+    `insns`, `func_info` and `line_info` are raw records in native byte order; `name` of "" means no name (kernels
+    before 4.15 refuse one); `btf_fd` 0 means none, and then func_info and line_info are not passed either.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """What the verifier's log says: figures, the instructions it went through, where and why it stopped.
 
-Formats differ between kernels; what holds for all of them since 4.4 is the line "N: (xx) text" at the start of a line for an
-instruction walked through (the "Live regs" table of 6.16+ lists all instructions, but with leading blanks).
+Formats differ between kernels; what holds for all of them since 4.4 is the line "N: (xx) text" at the start of a line
+for an instruction walked through (the "Live regs" table of 6.16+ lists all instructions, but with leading blanks).
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ _TAIL = 1200  # the figures are the log's last lines
 
 
 def figures(log: str) -> dict[str, int | None] | None:
-    """Numbers of the verifier's statistics; None when the log has none, and None for a number this kernel does not give.
+    """Numbers of the verifier's statistics; None when the log has none, and None for a number this kernel does not
+    give.
 
     `stack_depth` is the sum over the subprograms, as veristat prints it. Before 5.2 only processed_insns (and from 4.15
     stack_depth) are there.
     """
     found: dict[str, int | None] = dict.fromkeys(
-        ("processed_insns", "total_states", "peak_states", "max_states_per_insn", "stack_depth", "verification_usec", "insn_limit")
+        (
+            "processed_insns",
+            "total_states",
+            "peak_states",
+            "max_states_per_insn",
+            "stack_depth",
+            "verification_usec",
+            "insn_limit",
+        )
     )
     words = log[-_TAIL:].replace(",", " ").replace("(", " ").replace(")", " ").split()
     for before, word, after in zip(["", *words], words, words[1:]):
@@ -86,8 +95,8 @@ def reason(log: str) -> str | None:
 
 
 def is_poison_message(text: str | None) -> bool:
-    """Whether the reason is the call libbpf puts in place of what could not be relocated ("invalid func unknown#195896080",
-    on 4.14 and older "invalid func 195896080")."""
+    """Whether the reason is the call libbpf puts in place of what could not be relocated ("invalid func
+    unknown#195896080", on 4.14 and older "invalid func 195896080")."""
     return text is not None and str(POISON_CORE_RELO) in text
 
 
