@@ -114,7 +114,7 @@ def inspect_object(path: Path, btf: Btf, conditions: Conditions | None = None) -
         except GuestError as broken:
             raise UsageError(broken.message) from broken
         relos, skipped = tuple(relo.as_dict() for relo in run.relos), run.skipped
-        error = f"core: {run.relos[-1].reason}" if run.error is not None and run.relos else None
+        error = f"core: {run.error.reason}: {run.error.message}" if run.error is not None else None
     return Inspection(
         object=str(path), btf=btf.name, btf_types=btf.count, relos=relos, skipped=skipped, externs=externs, error=error,
         notes=_notes(obj),

@@ -132,7 +132,8 @@ class CoreRelo:
 
 class CoreRun:
     """All relocations of an object: `relos` (CoreRelo, in record order), `skipped` (records of programs that are not
-    loaded or do not exist), `error` (CoreError or None; it belongs to the last of `relos`, `error_index` in it).
+    loaded or do not exist), `error` (CoreError or None; it belongs to the last of `relos`, whose index is
+    `error_index`; to none of them when a record names no instruction).
     """
 
     def __init__(self) -> None:
@@ -142,7 +143,8 @@ class CoreRun:
 
     @property
     def error_index(self) -> int | None:
-        return len(self.relos) - 1 if self.error is not None and self.relos else None
+        failed = self.error is not None and self.relos and self.relos[-1].outcome == "error"
+        return len(self.relos) - 1 if failed else None
 
 
 def relocate(obj: BpfObject, targets: Targets, rules: Rules | None = None) -> CoreRun:
@@ -172,28 +174,39 @@ class _Relocator:
             section = obj.elf.section(obj.btf.string(info.sec_name_off))
             sec_idx = section.index if section is not None else 0
             for record in info.records:
-                prog = obj.find_prog(sec_idx, record[0] // INSN_SIZE)
-                if prog is None or not prog.autoload:
-                    run.skipped += 1
-                    continue
-                relo = CoreRelo(prog, record[0] // INSN_SIZE - prog.sec_insn_off, record[3])
-                run.relos.append(relo)
-                try:
-                    self._relocate(relo, record)
-                except CoreError as error:
-                    self._fail(relo, error)
-                    return run
-                except MalformedBtf as error:  # the record names a type that does not exist
-                    self._fail(relo, CoreError(error.message, EINVAL, "malformed_btf"))
+                if not self._record_done(sec_idx, record):
                     return run
         return run
 
-    def _fail(self, relo: CoreRelo, error: CoreError) -> None:
+    def _record_done(self, sec_idx: int, record: tuple[int, ...]) -> bool:
+        """One record; False when it is fatal."""
+        prog = self.obj.find_prog(sec_idx, record[0] // INSN_SIZE)
+        aligned = record[0] % INSN_SIZE == 0
+        if aligned and (prog is None or not prog.autoload):
+            self.result.skipped += 1
+            return True
+        relo = None
+        try:
+            if prog is not None:
+                relo = CoreRelo(prog, record[0] // INSN_SIZE - prog.sec_insn_off, record[3])
+                self.result.relos.append(relo)
+            if relo is None or not aligned:  # checked before libbpf looks for the program
+                raise CoreError(f"instruction offset {record[0]} is no multiple of {INSN_SIZE}", EINVAL, "bad_record")
+            self._relocate(relo, record)
+        except CoreError as error:
+            self._fail(relo, error)
+        except MalformedBtf as error:  # the record names a type that does not exist
+            self._fail(relo, CoreError(error.message, EINVAL, "malformed_btf"))
+        return self.result.error is None
+
+    def _fail(self, relo: CoreRelo | None, error: CoreError) -> None:
+        self.result.error = error
+        if relo is None:
+            return
         relo.outcome = "error"
         relo.new_value = None
         relo.after = relo.before
         relo.reason = f"{error.reason}: {error.message}"
-        self.result.error = error
 
     def _relocate(self, relo: CoreRelo, record: tuple[int, ...]) -> None:
         insn_off, type_id, access_off, kind = record
@@ -202,8 +215,6 @@ class _Relocator:
         relo.source = self.lines.at(prog.sec_idx, insn_off)
         relo.before = relo.after = _insn_bytes(prog.insns, relo.insn)
         relo.orig_value = held_value(prog.insns, relo.insn, self.obj.byteorder)
-        if insn_off % INSN_SIZE:
-            raise CoreError(f"instruction offset {insn_off} is no multiple of {INSN_SIZE}", EINVAL, "bad_record")
         if self.targets.main is None:
             raise CoreError("the kernel has no BTF (and none was given)", ESRCH, "no_target_btf")
         local = parse_spec(btf, type_id, btf.string(access_off), kind, not self.rules.negative_index_refused)

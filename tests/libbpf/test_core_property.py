@@ -1,6 +1,8 @@
-"""Generated pairs of local and target types through libbpf and through our engine: every decision and instruction is the same.
+"""Generated pairs of local and target types through libbpf and through our engine: every decision and instruction is
+the same.
 
-A seed that fails is written to seeds.txt beside this file, and the seeds there always run. CORE_SEEDS=START:END runs others.
+A seed that fails is written to seeds.txt beside this file, and the seeds there always run. CORE_SEEDS=START:END runs
+others.
 """
 
 from __future__ import annotations

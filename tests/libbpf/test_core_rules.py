@@ -1,8 +1,11 @@
 """Every numbered rule of CO-RE relocation, decided by the installed libbpf at test time and compared with our engine.
 
-A case gives two C texts, the program's types and the kernel's, and what libbpf is known to make of it in a word, so that a case
-which no longer reaches its rule fails. Values, texts and instructions are libbpf's, none is typed in here.
+A case gives two C texts, the program's types and the kernel's, and what libbpf is known to make of it in a word, so
+that a case which no longer reaches its rule fails. Values, texts and instructions are libbpf's, none is typed in here.
 """
+
+# One case is one line, however long: a table.
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from tests.support.clang import compile_bpf, compile_target
 
 @dataclass(frozen=True)
 class Case:
-    """`local` declares types, `use` is the program's body (reading `r` and `p`), `target` the kernel's types, `keep` those to
-    keep. `outcomes` is what libbpf says of the records in order, its first letter each: r(esolved), p(oisoned), e(rror).
+    """`local` declares types, `use` is the program's body (reading `r` and `p`), `target` the kernel's types, `keep`
+    those to keep. `outcomes` is what libbpf says of the records in order, its first letter each: r(esolved),
+    p(oisoned), e(rror).
     """
 
     name: str
@@ -39,6 +43,7 @@ def field(local: str, path: str, kind: str = "BYTE_OFF") -> str:
     return f"r += field_info((({local} *)p)->{path}, {kind});"
 
 
+# fmt: off
 S = "struct s"
 CASES = [
     # 1.3 candidates and flavors
@@ -193,7 +198,8 @@ MATCHES = {
     "float": ("struct t { double a; };", "struct t { double a; };", 0),
     "bitfield": ("struct t { int a : 3; };", "struct t { int a; };", 1),
     "type_flavor": ("struct t___x { int a; };", "struct t { int a; };", 1),
-}  # fmt: skip
+}
+# fmt: on
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,8 +1,8 @@
 """Random pairs of C type definitions: what a program was compiled with, and what a kernel has made of it meanwhile.
 
-Everything follows from the seed. The target is the local type after some of what happens to kernel structures between versions:
-members move, are renamed, retyped, wrapped into anonymous structures or freed of them, bitfields grow, arrays shrink, enums
-lose values or become 64 bits wide, a second type of that name appears.
+Everything follows from the seed. The target is the local type after some of what happens to kernel structures between
+versions: members move, are renamed, retyped, wrapped into anonymous structures or freed of them, bitfields grow,
+arrays shrink, enums lose values or become 64 bits wide, a second type of that name appears.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ class Generator:
         target = self._change(local)
         enum = [(f"E{number}_{index}", r.choice((index, r.randint(-100, 100)))) for index in range(r.randint(1, 4))]
         other = [
-            (name + r.choice(("", "", "", "___v")), r.choice((value, value + 1, 1 << 33 if r.random() < 0.3 else value)))
+            (
+                name + r.choice(("", "", "", "___v")),
+                r.choice((value, value + 1, 1 << 33 if r.random() < 0.3 else value)),
+            )
             for name, value in r.sample(enum, len(enum))
             if r.random() < 0.85
         ] + [(f"X{number}", 3)]
@@ -210,7 +213,9 @@ class Generator:
             program.append(f"enum e{n} {{ {_enumerators(pair.local_enum)} }};\n")
             program.append(f"struct s{n}{pair.flavor} {_body(pair.local)} PAI;\n")
             body = "\n  ".join(pair.uses)
-            program.append(f'SEC("socket") u64 prog{n}(struct s{n}{pair.flavor} *p)\n{{ u64 r = 0;\n  {body}\n  return r; }}\n')
+            program.append(
+                f'SEC("socket") u64 prog{n}(struct s{n}{pair.flavor} *p)\n{{ u64 r = 0;\n  {body}\n  return r; }}\n'
+            )
             target.append(f"enum e{n} {{ {_enumerators(pair.target_enum)} }};\n")
             target.append(f"struct s{n} {_body(pair.target)};\n")
             keep += [f"struct s{n}", f"enum e{n}"]

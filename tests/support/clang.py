@@ -1,4 +1,6 @@
-"""Compiling BPF C in tests, with the compiler the project asks for (clang 19: older ones drop some relocations silently)."""
+"""Compiling BPF C in tests, with the compiler the project asks for (clang 19: older ones drop some relocations
+silently).
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,10 @@ def needs_clang() -> None:
         pytest.skip(f"{CLANG} is not installed")
 
 
-@functools.lru_cache(maxsize=None)
-def compile_bpf(source: str, *, cpu: str = "v3", target: str = "bpf", prelude: bool = True, options: tuple[str, ...] = ()) -> bytes:
+@functools.cache
+def compile_bpf(
+    source: str, *, cpu: str = "v3", target: str = "bpf", prelude: bool = True, options: tuple[str, ...] = ()
+) -> bytes:
     """The object file of a C text; the prelude (types, SEC, CO-RE built-ins) comes first unless told otherwise."""
     needs_clang()
     text = (PRELUDE if prelude else "") + source
@@ -53,7 +57,20 @@ def compile_bpf(source: str, *, cpu: str = "v3", target: str = "bpf", prelude: b
         path = Path(scratch) / f"t{hashlib.sha256(text.encode()).hexdigest()[:8]}.bpf.c"
         path.write_text(text)
         out = path.with_suffix(".o")
-        command = [CLANG, f"--target={target}", "-g", "-O2", f"-mcpu={cpu}", "-Wno-everything", "-fno-crash-diagnostics", *options, "-c", str(path), "-o", str(out)]
+        command = [
+            CLANG,
+            f"--target={target}",
+            "-g",
+            "-O2",
+            f"-mcpu={cpu}",
+            "-Wno-everything",
+            "-fno-crash-diagnostics",
+            *options,
+            "-c",
+            str(path),
+            "-o",
+            str(out),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompileError(done.stderr)
@@ -61,6 +78,8 @@ def compile_bpf(source: str, *, cpu: str = "v3", target: str = "bpf", prelude: b
 
 
 def compile_target(types: str, *names: str, target: str = "bpf", prelude: bool = True) -> bytes:
-    """An ELF whose `.BTF` holds the given C types; `names` are declarators kept alive by a variable ("struct s", "enum e")."""
+    """An ELF whose `.BTF` holds the given C types; `names` are declarators kept alive by a variable ("struct s", "enum
+    e").
+    """
     variables = "".join(f"{name} kept_{index};\n" for index, name in enumerate(names))
     return compile_bpf(types + variables, target=target, prelude=prelude)

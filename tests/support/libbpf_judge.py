@@ -1,7 +1,7 @@
 """The installed libbpf as a judge: what it decides for each CO-RE relocation, and the instructions it makes.
 
-libbpf relocates before it loads, so its debug messages and bpf_program__insns() are complete even when the kernel then refuses
-a program. Needs root (libbpf probes bpf(2) first); `judge()` skips the test by name where that is missing.
+libbpf relocates before it loads, so its debug messages and bpf_program__insns() are complete even when the kernel then
+refuses a program. Needs root (libbpf probes bpf(2) first); `judge()` skips the test by name where that is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_
 
 
 class _OpenOpts(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - struct bpf_object_open_opts, libbpf.h
+    _fields_ = [  # struct bpf_object_open_opts, libbpf.h
         ("sz", ctypes.c_size_t),
         ("object_name", ctypes.c_char_p),
         ("relaxed_maps", ctypes.c_bool),
@@ -52,7 +52,8 @@ class Decision:
 @dataclass
 class Judgement:
     """`errno` 0: loaded; `relocated`: CO-RE was done with and nothing was fatal there; `insns` by entry program name;
-    `appended` for each entry program the (subprogram, number of instructions) in order; `log` all messages."""
+    `appended` for each entry program the (subprogram, number of instructions) in order; `kconfig` the content of the
+    `.kconfig` map as the kernel has it (of a load that went well); `log` all messages."""
 
     errno: int = 0
     relocated: bool = True
@@ -76,7 +77,9 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         ("bpf_object__next_map", pointer, [pointer, pointer]),
         ("bpf_map__name", ctypes.c_char_p, [pointer]),
         ("bpf_map__set_autocreate", ctypes.c_int, [pointer, ctypes.c_bool]),
-        ("bpf_map__initial_value", pointer, [pointer, ctypes.POINTER(ctypes.c_size_t)]),
+        ("bpf_map__value_size", ctypes.c_uint32, [pointer]),
+        ("bpf_map__fd", ctypes.c_int, [pointer]),
+        ("bpf_map_lookup_elem", ctypes.c_int, [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p]),
         ("bpf_program__name", ctypes.c_char_p, [pointer]),
         ("bpf_program__insns", pointer, [pointer]),
         ("bpf_program__set_autoload", ctypes.c_int, [pointer, ctypes.c_bool]),
@@ -108,8 +111,8 @@ def needs_libbpf() -> None:
 def judge(
     data: bytes, *, target: bytes | str | None = None, kconfig: str | None = None, skip: Collection[str] = ()
 ) -> Judgement:
-    """Load an object with libbpf. `target`: bytes of, or path to, the BTF to relocate against (None: the running kernel's);
-    `skip`: programs that are not to be loaded.
+    """Load an object with libbpf. `target`: bytes of, or path to, the BTF to relocate against (None: the running
+    kernel's); `skip`: programs that are not to be loaded.
     """
     needs_libbpf()
     if isinstance(target, bytes):
@@ -129,7 +132,7 @@ def judge(
     callback = _PRINT(on_message)
     lib.libbpf_set_print(callback)
     try:
-        _load(lib, data, target, kconfig, skip, result)
+        _load(lib, data, _options(target, kconfig), skip, result)
     finally:
         lib.libbpf_set_print(_PRINT())
     _read_log(result)
@@ -138,20 +141,26 @@ def judge(
     return result
 
 
-def _load(
-    lib: ctypes.CDLL, data: bytes, target: str | None, kconfig: str | None, skip: Collection[str], result: Judgement
-) -> None:
+def _options(target: str | None, kconfig: str | None) -> _OpenOpts:
     log = ctypes.create_string_buffer(1 << 16)
-    opts = _OpenOpts(
-        sz=ctypes.sizeof(_OpenOpts), object_name=b"judged", kconfig=kconfig.encode() if kconfig is not None else None,
-        btf_custom_path=target.encode() if target is not None else None, kernel_log_buf=ctypes.cast(log, ctypes.c_char_p),
+    return _OpenOpts(
+        sz=ctypes.sizeof(_OpenOpts),
+        object_name=b"judged",
+        kconfig=kconfig.encode() if kconfig is not None else None,
+        btf_custom_path=target.encode() if target is not None else None,
+        kernel_log_buf=ctypes.cast(log, ctypes.c_char_p),
         kernel_log_size=len(log),
-    )  # fmt: skip
+    )
+
+
+def _load(lib: ctypes.CDLL, data: bytes, opts: _OpenOpts, skip: Collection[str], result: Judgement) -> None:
     obj = lib.bpf_object__open_mem(data, len(data), ctypes.byref(opts))
     if not obj:
         result.errno = ctypes.get_errno()
         return
-    for map_ in _maps(lib, obj):  # maps are not relocated against; without them an object needs no sizes from its application
+    for map_ in _maps(
+        lib, obj
+    ):  # maps are not relocated against; without them an object needs no sizes from its application
         if not lib.bpf_map__name(map_).endswith(b".kconfig"):
             lib.bpf_map__set_autocreate(map_, False)
     for prog in _progs(lib, obj):
@@ -162,10 +171,10 @@ def _load(
         count = lib.bpf_program__insn_cnt(prog)
         result.insns[lib.bpf_program__name(prog).decode()] = ctypes.string_at(lib.bpf_program__insns(prog), count * 8)
     for map_ in _maps(lib, obj):
-        if lib.bpf_map__name(map_).endswith(b".kconfig"):
-            size = ctypes.c_size_t()
-            value = lib.bpf_map__initial_value(map_, ctypes.byref(size))
-            result.kconfig = ctypes.string_at(value, size.value) if value else None
+        if lib.bpf_map__name(map_).endswith(b".kconfig") and not result.errno:
+            value = ctypes.create_string_buffer(lib.bpf_map__value_size(map_))
+            assert lib.bpf_map_lookup_elem(lib.bpf_map__fd(map_), bytes(4), value) == 0
+            result.kconfig = value.raw
     lib.bpf_object__close(obj)
 
 
@@ -193,13 +202,17 @@ _ADDED = re.compile(r"prog '([^']*)': added (\d+) insns from sub-prog '([^']*)'"
 def _read_log(result: Judgement) -> None:
     section, current = 0, None
     for line in result.log:
+        if line.startswith("failed to perform CO-RE relocations"):  # the only word libbpf has on a bad record
+            result.relocated = False
         if "CO-RE relocations" in line and line.startswith("sec '"):
             section += 1
         added = _ADDED.match(line)
         if added:
             result.appended.setdefault(added[1], []).append((added[3], int(added[2])))
         found = _RELO.match(line)
-        if found is None or found["rest"].startswith("poisoning insn"):  # the latter: a reference to a map that was not created
+        if found is None or found["rest"].startswith(
+            "poisoning insn"
+        ):  # the latter: a reference to a map that was not created
             continue
         key = (section, found["prog"], int(found["number"]))
         if current is None or current[0] != key:
