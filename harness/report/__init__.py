@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.result import RunResult
-from harness.report import annotate, badge, csv_format, diff_format, json_format, junit, markdown, sarif, terminal
+from harness.report import annotate, badge, csv_format, diff_format, html, json_format, junit, markdown, sarif, terminal
 from harness.report.diff import CostLimits, Diff, diff
 
 __all__ = ["FORMATS", "CostLimits", "Diff", "Format", "diff", "render", "render_diff"]
@@ -59,6 +59,11 @@ FORMATS: Mapping[str, Format] = {
         purpose="GitHub Markdown, sized for a step summary",
         suffix="md",
         render=lambda request: markdown.render(request.run),
+    ),
+    "html": Format(
+        purpose="one self-contained page: heat map, ledger of each cell, filters, changes since a baseline",
+        suffix="html",
+        render=lambda request: html.render(request.run, request.baseline),
     ),
     "csv": Format(
         purpose="the verifier's figures, for `veristat -C`",

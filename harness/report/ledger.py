@@ -128,9 +128,9 @@ def _finding(relo: Relocation) -> tuple[str, str | None, str | None]:
     state = f"{relo.outcome}, {relo.liveness}"
     if relo.is_guard and relo.outcome is Outcome.RESOLVED:
         state = f"= {relo.new_value}" + ("" if relo.liveness is Liveness.LIVE else f", {relo.liveness}")
-        return state, None, _relation(relo)
+        return state, None, relation_of(relo)
     because = why(relo)
-    return state, without_ids((because,))[0] if because else None, _relation(relo)
+    return state, without_ids((because,))[0] if because else None, relation_of(relo)
 
 
 def _mood(relo: Relocation, program: Program, kernels: list[str]) -> str:
@@ -143,7 +143,8 @@ def _mood(relo: Relocation, program: Program, kernels: list[str]) -> str:
     return "quiet" if relo.liveness in {Liveness.ELIMINATED, Liveness.UNREACHED} else "plain"
 
 
-def _relation(relo: Relocation) -> str | None:
+def relation_of(relo: Relocation) -> str | None:
+    """How a relocation stands to others: what it is behind, what it protects, what guards it; None when alone."""
     parts = []
     if relo.is_broken and relo.outcome is Outcome.POISONED:
         parts.append("the verifier stops here")

@@ -20,7 +20,8 @@ EXPECTED = {"rules": [{"verdict": "rejected", "reason": "known"}]}
 
 def broken(kernel, rules=None, line=31):
     # The BTF id in the reason differs from kernel to kernel.
-    relos = [poisoned(0, "thread_struct.fs", line=line, text="BPF_CORE_READ(t, fs)", reason=f"struct thread_struct [{len(kernel)}] has no member fs")]
+    reason = f"struct thread_struct [{len(kernel)}] has no member fs"
+    relos = [poisoned(0, "thread_struct.fs", line=line, text="BPF_CORE_READ(t, fs)", reason=reason)]
     refused = prog(loaded=False, relos=[(0, 3)], evidence=evidence(None, [[0, 4]]))
     return judged(facts([refused], relos), rules, cell=begun(kernel))
 
