@@ -1,4 +1,4 @@
-"""Debian packages made to order, hostile ones included: ar and tar written here, so that nothing corrects what we get wrong."""
+"""Debian packages made to order, hostile ones included."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -36,7 +36,7 @@ def redirects(to: str) -> Answer:
 
 
 class Server:
-    """`url("/x")` answers as `answers["/x"]` says, 404 without; `seen` are the paths asked for; `release` ends stalls."""
+    """`url("/x")` answers as `answers["/x"]` says, else 404; `seen`: the paths asked for; `release` ends stalls."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
@@ -47,13 +47,11 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.seen.append(self.path)
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):
                     server.answers.get(self.path, sends(b"", status=404))(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
                 self.close_connection = True
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815 - http.server's name
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import subprocess
@@ -116,7 +117,7 @@ def test_members_are_limited(tmp_path: Path) -> None:
 def test_xz_that_wants_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_deb(tmp_path / "x.deb", FILES)
     monkeypatch.setattr(deb, "_LZMA_BYTES", 1 << 16)
-    with pytest.raises(deb.DebError, match="[Mm]emory"):
+    with pytest.raises(deb.DebError, match=r"[Mm]emory"):
         deb.read_members(path, ["*"])
 
 
@@ -162,10 +163,8 @@ def test_damaged_anywhere_only_our_own_error(tmp_path_factory: pytest.TempPathFa
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("deb") / "x.deb"
     path.write_bytes(whole)
-    try:
+    with contextlib.suppress(deb.DebError):
         deb.read_members(path, ["*"])
-    except deb.DebError:
-        pass
 
 
 def test_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Repositories that are well, and repositories that lie: signatures, hashes, dates, names. Signed for real, checked by gpgv."""
+"""Repositories that are well, and repositories that lie: signatures, hashes, dates, names. Signed for real."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Client(AptClient):
         self.now = NOW
         super().__init__(
             [repository.source(uri=uri)], store, on_event=self.said.append, options=AptOptions(**options),  # type: ignore[arg-type]
-            clock=lambda: self.now.timestamp(),
+            clock=lambda: self.now.timestamp(),  # noqa: PLW0108
         )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def test_a_weak_hash_is_no_signature(repository: FakeRepository, store: Store) -
     text = repository.release_text("main/binary-amd64/Packages.xz", _publish_packages(repository), NOW, None)
     repository.write_release(text, "--digest-algo", "SHA1", "--allow-weak-digest-algos")
     assert b"Hash: SHA1" in repository.inrelease().read_bytes()
-    with pytest.raises(FetchError, match="no valid signature|bad signature"):
+    with pytest.raises(FetchError, match=r"no valid signature|bad signature"):
         _index(repository, store)
 
 

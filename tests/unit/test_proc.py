@@ -54,7 +54,7 @@ def test_unchecked_failures_are_returned() -> None:
 def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     started = time.monotonic()
-    with pytest.raises(proc.CommandError, match="did not end within 0.5 s"):
+    with pytest.raises(proc.CommandError, match=r"did not end within 0\.5 s"):
         proc.run(["sh", "-c", f"sleep 60 & echo $! > {note}; wait"], timeout=0.5)
     assert time.monotonic() - started < 10
     assert _gone(int(note.read_text()))
@@ -108,7 +108,7 @@ def test_a_sigkill_of_ours_leaves_no_child(tmp_path: Path) -> None:
         "while 'setpriv' in Path(f'/proc/{child.pid}/cmdline').read_text(): time.sleep(0.01)\n"
         f"Path({str(note)!r}).write_text(str(child.pid)); time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     try:
         deadline = time.monotonic() + 20
         while (not note.exists() or not note.read_text()) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The cache: whole or absent, shared, alive after SIGKILL, bounded, and clear about disks that are full or read-only."""
+"""The cache: whole or absent, shared, alive after SIGKILL, bounded, clear about full and read-only disks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def store(tmp_path: Path) -> Store:
 
 def _python(code: str, store: Store) -> subprocess.Popen[bytes]:
     """Another process on the same cache: `store` is bound; it writes a line when told to in `code`."""
-    head = f"import sys, time, os\nfrom pathlib import Path\nfrom harness.store import Store\nstore = Store(Path({str(store.root)!r}))\n"
+    head = (
+        "import sys, time, os\nfrom pathlib import Path\nfrom harness.store import Store\n"
+        f"store = Store(Path({str(store.root)!r}))\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", head + code],
         cwd=ROOT,
@@ -166,7 +169,8 @@ def test_ten_processes_make_the_same_things(store: Store) -> None:
         "    files = {f'{n}': store.put_bytes(b'%d %d' % (i, n) * 1000) for n in range(3)}\n"
         "    tree = store.put_tree('kernel', str(i), files)\n"
         "    store.put_entry('kernel', str(i), files)\n"
-        "    assert all((tree / name).read_bytes() == store.blob(digest).read_bytes() for name, digest in files.items())\n"
+        "    for name, digest in files.items():\n"
+        "        assert (tree / name).read_bytes() == store.blob(digest).read_bytes()\n"
         "    assert store.entry('kernel', str(i)) == files\n"
         "store.close()\n"
     )
@@ -245,9 +249,11 @@ def test_a_read_only_cache_can_be_read(store: Store) -> None:
         "try: store.put_bytes(b'new')\n"
         "except CacheError as error: assert 'COREMATRIX_CACHE' in str(error); print('refused')\n"
     )
-    mount = f'mount --bind {store.root} {store.root} && mount -o remount,bind,ro {store.root} && exec {sys.executable} -c "$0"'
+    root = store.root
+    mount = f'mount --bind {root} {root} && mount -o remount,bind,ro {root} && exec {sys.executable} -c "$0"'
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", mount, code],
+        check=False,
         capture_output=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
