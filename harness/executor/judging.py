@@ -111,8 +111,11 @@ class Judging:
         if isinstance(error, CorematrixError):
             return judge.lost(begun, error)
         trace = "".join(traceback.format_exception(error))
-        path = self.directory.write(f"internal-errors/{file_name(str(cell.id))}.log", trace)
         message = f"internal error: {type(error).__name__}: {error}"
+        try:
+            path = self.directory.write(f"internal-errors/{file_name(str(cell.id))}.log", trace)
+        except CorematrixError as full:
+            return judge.lost(begun, InfrastructureError(message, remedy=f"its details are lost ({full.message})"))
         return judge.lost(begun, InfrastructureError(message, remedy=f"please report it with {path}"))
 
     def _begun(self, cell: Cell, kernel: Kernel | None, session: _OpenSession | None) -> CellResult:

@@ -92,6 +92,16 @@ class _Finished:
         listener.on_result(self.result)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Died:
+    """A thread of the pool has ended with an error that is no cell's: the run cannot be completed."""
+
+    error: BaseException
+
+    def __call__(self, _listener: Listener) -> None:
+        raise self.error
+
+
 class _Pool:
     """The threads of one run. Threads never touch the listener: they put events on a queue."""
 
@@ -106,8 +116,8 @@ class _Pool:
         self._unfetched: deque[KernelQueue] = deque(self._queues)
         # Daemons: a download or a boot under way must not keep an interrupted run from ending. The guests end with them
         # (`proc.spawn`), the cache survives it (`store`).
-        self._fetchers = _threads("fetch", FETCHERS, self._fetch_all)
-        self._guest_threads = _threads("guest", min(plan.limits.jobs, len(plan.cells)), self._serve_all)
+        self._fetchers = self._make_threads("fetch", FETCHERS, self._fetch_all)
+        self._guest_threads = self._make_threads("guest", min(plan.limits.jobs, len(plan.cells)), self._serve_all)
 
     def start(self) -> None:
         for thread in (*self._fetchers, *self._guest_threads):
@@ -124,10 +134,21 @@ class _Pool:
                 thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def tell_kernel(self, kernel_id: str, message: str) -> None:
-        self.events.put(lambda listener: listener.on_kernel(kernel_id, message))
+        text = message.removeprefix(f"{kernel_id}: ")
+        self.events.put(lambda listener: listener.on_kernel(kernel_id, text))
 
     def tell_cell(self, cell: Cell, message: str) -> None:
         self.events.put(lambda listener: listener.on_cell(cell, message))
+
+    def _make_threads(self, name: str, count: int, target: Callable[[], None]) -> list[threading.Thread]:
+        def work() -> None:
+            try:
+                target()
+            except BaseException as error:
+                # Its cells would never come out, and the consumer would wait for them for ever.
+                self.events.put(_Died(error=error))
+
+        return [threading.Thread(target=work, name=f"{name}-{number}", daemon=True) for number in range(count)]
 
     def _finish(self, result: CellResult) -> None:
         self.events.put(_Finished(result=result))
@@ -184,10 +205,6 @@ class _Pool:
         self.tell_cell(cell, " ".join(str(message[key]) for key in ("phase", "prog") if message.get(key)))
 
 
-def _threads(name: str, count: int, target: Callable[[], None]) -> list[threading.Thread]:
-    return [threading.Thread(target=target, name=f"{name}-{number}", daemon=True) for number in range(count)]
-
-
 class _Guest:
     """One thread's guest: opened when first asked, opened anew after it was lost, given up when it will not come up."""
 
@@ -232,7 +249,7 @@ class _Guest:
         self.end()
 
     def _say(self, message: str) -> None:
-        self._pool.tell_kernel(self.kernel.spec.id, message.removeprefix(f"{self.kernel.spec.id}: "))
+        self._pool.tell_kernel(self.kernel.spec.id, message)
 
     def _opened(self) -> GuestSession:
         if self._dead is not None:

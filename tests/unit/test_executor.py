@@ -184,6 +184,18 @@ def test_a_bug_of_ours_costs_only_its_cell() -> None:
     assert results["kernel-0/object-2@python"].status is CellStatus.PASSED
 
 
+def test_a_thread_that_cannot_go_on_ends_the_run_instead_of_hanging_it() -> None:
+    def broken(*_arguments: Any) -> CellResult:
+        message = "disk full"
+        raise OSError(message)
+
+    world = World()
+    services = replace(world.services(), conclude=broken, give_up=broken)
+    with pytest.raises(OSError, match="disk full"):
+        list(LocalExecutor(services).run(Plan(cells=grid(2, 2), limits=WIDE), QuietProgress()))
+    assert world.alive == 0
+
+
 def test_a_guest_that_dies_is_replaced_and_the_other_cells_go_on() -> None:
     def behave(cell: Cell) -> dict[str, Any]:
         if cell.object.name == "object-1":
