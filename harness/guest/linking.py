@@ -16,6 +16,7 @@ from . import elf as E
 from . import insn as I
 from .errors import ENOENT, LIBBPF_ERRNO__RELOC, GuestError
 from .externs import Ksym
+from .folding import Site
 from .maps import KCONFIG
 
 TYPE_CHECKING = False
@@ -62,14 +63,16 @@ class Ref:
 
 class Linked:
     """An entry program with its subprograms: `code` (changed in place), `funcs` in final order, `refs` by rising
-    place."""
+    place, `constants` the reads of read-only data that this kernel has no map for, with the register of each."""
 
-    __slots__ = ("code", "funcs", "refs")
+    __slots__ = ("code", "constants", "funcs", "refs", "registers")
 
     def __init__(self) -> None:
         self.code = bytearray()
         self.funcs: list[Func] = []
         self.refs: list[Ref] = []
+        self.constants: list[Site] = []
+        self.registers: dict[int, int] = {}
 
 
 class Linker:
@@ -195,6 +198,8 @@ class Linker:
         if item is None:
             raise self._bad(prog, index, f"bad map relo against '{symbol.name}' in section {symbol.shndx}")
         if not item.autocreate:
+            if item.kind == O.SEC_RODATA:
+                self._note_constant(linked, at, item, offset + I.read(linked.code, at, _ORDER)[4])
             poison_ldimm64(linked.code, at, I.POISON_MAP_BASE + item.index)
             return
         value = item.kind is not None
@@ -203,6 +208,10 @@ class Linker:
         pseudo = I.BPF_PSEUDO_MAP_VALUE if value else I.BPF_PSEUDO_MAP_FD
         _set_ldimm64(linked.code, at, pseudo, item.fd if item.fd is not None else -1, offset)
         linked.refs.append(Ref(at, "map_value" if value else "map_fd", item.name, offset))
+
+    def _note_constant(self, linked: Linked, at: int, item: Map, offset: int) -> None:
+        linked.constants.append(Site(at, bytes(item.data), offset))
+        linked.registers[at] = I.read(linked.code, at, _ORDER)[1]
 
     def _map_of(self, symbol: E.Symbol) -> tuple[Map | None, int]:
         if self._arena is not None and self._obj.sections.get(symbol.shndx) == O.SEC_ARENA:
@@ -216,6 +225,8 @@ class Linker:
         if extern.section == ".kconfig":
             item = self._kconfig
             fd = item.fd if item is not None and item.fd is not None else -1
+            if item is not None and not item.autocreate:
+                self._note_constant(linked, at, item, extern.data_off)
             _set_ldimm64(linked.code, at, I.BPF_PSEUDO_MAP_VALUE, fd, extern.data_off)
             linked.refs.append(Ref(at, "map_value", item.name if item is not None else ".kconfig", extern.data_off))
         elif isinstance(extern, Ksym) and extern.type_id and extern.is_set:

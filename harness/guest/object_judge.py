@@ -17,6 +17,7 @@ from .core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
 from .errors import CoreError, GuestError
 from .evidence import Collector, Subject
 from .externs import Externs
+from .folding import fold
 from .kconfig import map_value
 from .linking import InfoRecords, Linked, Linker, LinkError
 from .loader import Attach, Preparer, Refusal, Verdict, verdict_load
@@ -313,6 +314,7 @@ class ObjectJudge:
         self._check_maps(linked)
         facts["alone"] = self._error is not None
         facts["adaptations"] = list(self._adaptations)
+        self._fold(linked, facts["adaptations"])
         info = self._infos.of(linked)
         attach = self._struct_ops_attach(prog, definition)
         load = self._preparer.prepare(prog, definition, linked, info, attach, facts["adaptations"])
@@ -324,6 +326,17 @@ class ObjectJudge:
         if self._request.get("evidence", True) and facts["stage"] != "pre_verifier":
             self._collect(linked, load, verdict, facts)
         self._keep_or_close(prog, verdict)
+
+    def _fold(self, linked: Linked, adaptations: list[dict[str, Any]]) -> None:
+        """Read-only data as constants, where this kernel has no maps for it; libbpf would let the verifier refuse."""
+        if not linked.constants:
+            return
+        reads = fold(linked.code, linked.constants, linked.registers)
+        if reads >= 0:
+            detail = f"{reads} reads of .rodata and Kconfig values became constants: this kernel has no global data"
+            adaptations.append({"name": "constants_folded", "libbpf": False, "detail": detail})
+            folded = {site.at for site in linked.constants}
+            linked.refs = [ref for ref in linked.refs if ref.insn not in folded]
 
     def _struct_ops_attach(self, prog: Prog, definition: SecDef | None) -> Attach | None:
         assert self._struct_ops is not None
