@@ -8,7 +8,7 @@ import platform
 import shlex
 import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.errors import Interrupted, UsageError
+from harness.errors import InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.judging import Judging
 from harness.executor.local import LocalExecutor
@@ -90,7 +90,8 @@ def _collect(
         with closing(coming) as results:
             for result in chain(settled, results):
                 done[result.id] = result
-                directory.keep_cell(result)
+                with suppress(InfrastructureError):  # a full disk: the table still comes, and writing run.json says so
+                    directory.keep_cell(result)
     except (KeyboardInterrupt, Interrupted):
         return done, True
     finally:
