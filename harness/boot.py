@@ -205,8 +205,10 @@ def _hardware(recipe: Recipe, console: int, monitor: int, port: int) -> list[dev
 
 
 def _has_virtio_console(kernel: Kernel) -> bool:
-    """As a module we were given, or built in by the configuration."""
+    """As a module we were given, or built in as its source or its configuration says."""
     if any(path.name.startswith("virtio_console.ko") for path in kernel.modules):
+        return True
+    if "virtio_console" in kernel.source.get("modules_builtin", ()):
         return True
     return kernel.config is not None and b"CONFIG_VIRTIO_CONSOLE=y" in kernel.config.read_bytes()
 

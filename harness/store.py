@@ -22,6 +22,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ class Pruned:
 
 
 class Store:
-    """One cache directory. Cheap to make: nothing is read or written until something is asked for."""
+    """One cache directory, for any number of threads. Cheap to make: nothing is touched until something is asked for."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._guard = threading.Lock()
         self._scratch: _Scratch | None = None
         self._in_use: int | None = None
 
@@ -195,9 +197,10 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A new empty directory on the cache's disk, removed afterwards (after a SIGKILL: by the next writer)."""
         self._hold()
-        if self._scratch is None:
-            self._scratch = _Scratch(self.root / "tmp")
-        directory = self._scratch.new()
+        with self._guard:
+            if self._scratch is None:
+                self._scratch = _Scratch(self.root / "tmp")
+            directory = self._scratch.new()
         try:
             yield directory
         finally:
@@ -224,12 +227,13 @@ class Store:
 
     def _hold(self) -> None:
         """While this process uses the cache, nobody prunes it: a shared lock, until `close` or the process's end."""
-        if self._in_use is not None:
-            return
-        descriptor = _open_lock(self.root / "locks" / "prune.lock")
-        if descriptor is not None:
-            _flock(descriptor, fcntl.LOCK_SH, None, "")
-            self._in_use = descriptor
+        with self._guard:
+            if self._in_use is not None:
+                return
+            descriptor = _open_lock(self.root / "locks" / "prune.lock")
+            if descriptor is not None:
+                _flock(descriptor, fcntl.LOCK_SH, None, "")
+                self._in_use = descriptor
 
     # --- upkeep
 

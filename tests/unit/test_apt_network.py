@@ -1,4 +1,4 @@
-"""Debian's own repository, as it is today: what kernels.yaml names must be there, verified from signature to content."""
+"""Debian's own repository, as it is today: what kernels.yaml names must be there, verified from end to end."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,19 @@ def test_scratch_of_the_dead_is_swept(store: Store) -> None:
     with store.scratch():
         assert not left.exists()
     store.close()
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    def work(number: int) -> str:
+        with store.lock("one at a time"), store.scratch() as scratch:
+            (scratch / "x").write_bytes(b"%d" % number)
+        return store.put_bytes(b"%d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(work, range(64)))
+    assert all(store.blob(digest) is not None for digest in digests)
+    store.close()
+    assert list((store.root / "tmp").iterdir()) == []
 
 
 def test_a_lock_excludes_and_dies_with_its_holder(store: Store) -> None:
