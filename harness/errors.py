@@ -67,12 +67,15 @@ class CacheError(InfrastructureError):
 class GuestLostError(InfrastructureError):
     """A guest ended, hung or broke the protocol before it answered.
 
-    `status` is the cell status it asks for (`crashed`, `timeout` or `error`), `console_tail` the last lines of its console.
+    `status` is the cell status it asks for (`crashed`, `timeout` or `error`), `console_tail` the last lines of its
+    console.
     """
 
     exit_status = 7
 
-    def __init__(self, message: str, *, status: str = "crashed", console_tail: str = "", remedy: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: str = "crashed", console_tail: str = "", remedy: str | None = None
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.status = status
         self.console_tail = console_tail

@@ -36,8 +36,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         # buses to scan.
         Architecture(
             name="x86_64", debian="amd64", qemu="qemu-system-x86_64", qemu_package="qemu-system-x86", machine="pc",
-            cpu="qemu64,+rdrand", console="ttyS0", second_uart="ttyS1", elf_machine=62, byteorder="little", target_macro="x86",
-            syscall_prefix="x64",
+            cpu="qemu64,+rdrand", console="ttyS0", second_uart="ttyS1", elf_machine=62, byteorder="little",
+            target_macro="x86", syscall_prefix="x64",
         ),
         # No pointer authentication to compute (`max` takes several times as long), yet 16 KB pages, which the
         # arm64-16k kernels need, and LSE atomics, which bpf_jit_supports_insn() asks for (6.10).
