@@ -49,7 +49,7 @@ class Pruned:
 
 
 class Store:
-    """One cache directory, for any number of threads. Cheap to make: nothing is touched until something is asked for."""
+    """One cache directory, for any number of threads. Cheap to make: nothing is touched until it is asked for."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -18,6 +18,8 @@ from harness.rundir import write_whole
 from harness.store import DEFAULT_CAP_BYTES, Store
 
 Say = Callable[[str], None]
+# Who fetches or locks wants what is newest now; a minute keeps one command from asking for an index twice.
+_MAX_AGE = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         selector = matrix.KernelSelector(globs=tuple(options.kernel), tag=options.tag, arch=options.arch)
         job = _Job(
             matrix=loaded, chosen=matrix.select_kernels(loaded.kernels, selector), store=store, stdout=stdout, say=say,
-            apt=AptOptions(strict_valid_until=getattr(options, "strict_valid_until", False)),
+            apt=AptOptions(max_age=_MAX_AGE, strict_valid_until=getattr(options, "strict_valid_until", False)),
         )  # fmt: skip
         if options.action == "lock":
             return job.lock(config.matrix_path(options.matrix))
