@@ -16,6 +16,7 @@ from .syscall import Bpf, MapCreate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from .bpf_object import BpfObject, Prog
 
@@ -63,7 +64,7 @@ class Map:
 
     __slots__ = (
         "autocreate", "btf_key", "btf_value", "btf_vmlinux_value", "data", "errno", "extra", "fd", "flags", "ident",
-        "index", "inner", "key_size", "kind", "max_entries", "message", "name", "numa_node", "real_name",
+        "index", "inner", "key_size", "kind", "mapping", "max_entries", "message", "name", "numa_node", "real_name",
         "sec_idx", "sec_offset", "slots", "struct_size", "type", "value_btf_fd", "value_size", "values_offset",
     )  # fmt: skip
 
@@ -83,6 +84,7 @@ class Map:
         self.struct_size = self.values_offset = 0
         self.autocreate = True
         self.fd: int | None = None
+        self.mapping: Any = None  # of an arena, for as long as its programs are loaded
         self.errno: int | None = None
         self.message: str | None = None
 
@@ -385,6 +387,8 @@ class Creator:
             item.ident = self._bpf.map_id(item.fd)
             if item.is_internal:
                 self._populate(item)
+            elif item.type == ARENA:
+                self._map_arena(item)
         except OSError as error:
             item.errno = error.errno
             item.message = (
@@ -435,6 +439,13 @@ class Creator:
         if item.kind in (O.SEC_RODATA, KCONFIG):
             self._freeze(item.fd)
 
+    def _map_arena(self, item: Map) -> None:
+        """The verifier wants to know where an arena lies for user space; mapping it says so (bpf_object__create_maps())."""
+        import mmap
+
+        if item.fd is not None and not item.extra:
+            item.mapping = mmap.mmap(item.fd, item.max_entries * mmap.PAGESIZE)
+
     def _freeze(self, fd: int) -> None:
         try:
             self._bpf.map_freeze(fd)
@@ -466,6 +477,9 @@ class Creator:
 def close_all(maps: Sequence[Map]) -> None:
     """Close every map's fd."""
     for item in maps:
+        if item.mapping is not None:
+            item.mapping.close()
+            item.mapping = None
         if item.fd is not None:
             os.close(item.fd)
             item.fd = None
