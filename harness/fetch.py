@@ -6,19 +6,20 @@ What a server can do wrong is bounded here: size, time without progress, redirec
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import http.client
 import os
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from harness.errors import CacheError, FetchError
+
+if TYPE_CHECKING:
+    import urllib.error
+    import urllib.request
 
 SCHEMES = frozenset({"http", "https", "file"})
 MAX_BYTES = 1 << 30
@@ -137,6 +138,8 @@ def _stream(
 
 def _chunks(url: str, response: Any, stall_seconds: float) -> Iterator[bytes]:
     """Chunks as they come. The socket's timeout catches silence, the window below catches dripping."""
+    import http.client
+
     since, got = time.monotonic(), 0
     while True:
         try:
@@ -164,6 +167,13 @@ def _stalled(url: str, stall_seconds: float) -> UnreachableError:
 
 @contextlib.contextmanager
 def _open(url: str, stall_seconds: float, *, method: str = "GET") -> Iterator[tuple[Any, int | None]]:
+    # urllib and http.client are imported where they are used: a run that finds all in the cache never needs them, and
+    # they take longer to import than such a run's kernels take to provide.
+    import http.client
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in SCHEMES:
         message = f"{url}: scheme {scheme or '(none)'!r} is not one of {', '.join(sorted(SCHEMES))}"
@@ -206,28 +216,30 @@ def _url_error(url: str, error: urllib.error.URLError, stall_seconds: float) -> 
     return _TransientError(str(error.reason))
 
 
-class _SameScheme(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within http or within https only: never to file:, never down to http, never elsewhere."""
-
-    max_redirections = 5
-
-    def redirect_request(  # noqa: PLR0917 - urllib's signature
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Any:
-        old, new = (urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl))
-        if old != new:
-            message = f"{req.full_url}: redirects to another scheme: {newurl}"
-            raise FetchError(message, remedy="name the address it redirects to in kernels.yaml, if you trust it")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
+@functools.cache
 def _opener() -> urllib.request.OpenerDirector:
     """Proxies and certificates come from the environment (http_proxy, no_proxy, SSL_CERT_FILE), as for any tool."""
-    opener = urllib.request.OpenerDirector()
-    request = urllib.request
+    import urllib.parse
+    from urllib import request
+
+    class SameScheme(request.HTTPRedirectHandler):
+        """Follows redirects within http or within https only: never to file:, never down to http, never elsewhere."""
+
+        max_redirections = 5
+
+        def redirect_request(  # noqa: PLR0917 - urllib's signature
+            self, req: request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+        ) -> request.Request | None:
+            old, new = (urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl))
+            if old != new:
+                message = f"{req.full_url}: redirects to another scheme: {newurl}"
+                raise FetchError(message, remedy="name the address it redirects to in kernels.yaml, if you trust it")
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.FileHandler(),
-        request.HTTPDefaultErrorHandler(), request.HTTPErrorProcessor(), _SameScheme(),
+        request.HTTPDefaultErrorHandler(), request.HTTPErrorProcessor(), SameScheme(),
     ):  # fmt: skip
         opener.add_handler(handler)
     return opener

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +142,8 @@ def _parse(text: str, signers: tuple[str, ...], source: str) -> Release:
 
 def _date(text: str, source: str) -> datetime:
     """RFC 2822, always UTC (Debian repository format, "Date, Valid-Until")."""
+    from email.utils import parsedate_to_datetime
+
     try:
         date = parsedate_to_datetime(text)
     except ValueError as error:

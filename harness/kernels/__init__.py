@@ -91,7 +91,8 @@ def make_lock(
 ) -> Lock:
     """Pin what each row, and the guest's user space of each architecture among them, comes to today.
 
-    `options.max_age` says how old an index may be: choose a minute to pin what is newest now. Raises FetchError, CacheError, ConfigError.
+    `options.max_age` says how old an index may be: choose a minute to pin what is newest now. Raises FetchError,
+    CacheError, ConfigError.
     """
     rows = list(specs)
     kernels = {spec.id: _source(spec).select(spec, spec.source, store, on_event, options) for spec in rows}

@@ -12,9 +12,6 @@ import io
 import struct
 from collections.abc import Iterator
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
 from harness.errors import UsageError
 from harness.kernels.decompress import MAGICS, DecompressError, decompress
 
@@ -61,6 +58,10 @@ def extract_btf(vmlinux: bytes) -> bytes | None:
 
 def elf_section(data: bytes, name: str) -> bytes | None:
     """A section's bytes by name, None when there is none. VmlinuxError when this is not a sound ELF file."""
+    # Imported here: a run whose kernels are all in the cache reads no ELF file, and elftools is slow to import.
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(name)
         return None if section is None else bytes(section.data())
