@@ -1,11 +1,13 @@
 """Read-only data without global data maps: constants put into the instructions that would load them.
 
-Kernels before 5.2 know no map values in ldimm64, and libbpf gives up there. A read of `.rodata` or of a Kconfig value is
+Kernels before 5.2 know no map values in ldimm64, and libbpf gives up there. A read of `.rodata` or of a Kconfig value
+is
 
     rX = ldimm64 map_value+OFF ; ... ; rY = *(SIZE *)(rX + N)
 
-and its value is known before the load. Where rX is used for nothing but such reads within its basic block, each read becomes
-`rY = VALUE` and the address itself 0. Anything else (a pointer handed to a helper, a read behind a jump) stays as it was.
+and its value is known before the load. Where rX is used for nothing but such reads within its basic block, each read
+becomes `rY = VALUE` and the address itself 0. Anything else (a pointer handed to a helper, a read behind a jump) stays
+as it was.
 """
 
 from __future__ import annotations

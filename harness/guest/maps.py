@@ -440,7 +440,8 @@ class Creator:
             self._freeze(item.fd)
 
     def _map_arena(self, item: Map) -> None:
-        """The verifier wants to know where an arena lies for user space; mapping it says so (bpf_object__create_maps())."""
+        """The verifier wants to know where an arena lies for user space; mapping it says so
+        (bpf_object__create_maps())."""
         import mmap
 
         if item.fd is not None and not item.extra:

@@ -194,7 +194,7 @@ def test_an_optional_attach_type_is_left_out() -> None:
 def test_a_refusal_for_lack_of_rights_is_never_a_bare_errno() -> None:
     everything = kernel()
     assert isinstance(everything.bpf, DenyingBpf)
-    everything.bpf._deny = lambda command, attr: EPERM if command == syscall.PROG_LOAD else 0
+    everything.bpf._deny = lambda command, _attr: EPERM if command == syscall.PROG_LOAD else 0
     prog = prog_of(facts_of(compile_bpf(TYPES + READ, cpu="v1"), everything), "f")
     assert (prog["stage"], prog["errno"]) == ("pre_verifier", EPERM)
     assert "not permitted" in prog["error"]

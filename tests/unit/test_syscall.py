@@ -67,7 +67,8 @@ def test_prog_load_fields_are_where_the_kernel_has_them() -> None:
     load.btf_fd, load.func_info, load.line_info, load.fd_array, load.name = 33, bytes(24), bytes(48), [0, 5], "a_name"
     bpf.prog_load(load, 6, 4096)
     attr = bpf.attrs[syscall.PROG_LOAD]
-    wanted |= {"prog_type": 5, "insn_cnt": 2, "log_level": 6, "log_size": 4096, "prog_btf_fd": 33, "func_info_rec_size": 8,
+    wanted |= {"prog_type": 5, "insn_cnt": 2, "log_level": 6, "log_size": 4096, "prog_btf_fd": 33,
+               "func_info_rec_size": 8,
                "func_info_cnt": 3, "line_info_rec_size": 16, "line_info_cnt": 3}  # fmt: skip
     assert {name: _value(attr, fields[name]) for name in wanted} == wanted
     assert all(
