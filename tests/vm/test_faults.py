@@ -1,0 +1,122 @@
+"""Guest faults, one by one, for real: each ends in the right status with the right evidence, and no QEMU is left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import GuestLostError
+from harness.model.kernel import Kernel
+from harness.session import JudgeRequest, Session
+from harness.vm.console import _KEEP_HEAD, _KEEP_TAIL
+from tests.support import guests
+
+pytestmark = pytest.mark.vm
+
+X86 = "debian-6.1-cloud-amd64"
+DIES = (
+    # fault, status, what the message says
+    ("panic", "crashed", r"panic: Kernel panic - not syncing: sysrq triggered crash"),
+    ("exit", "crashed", r"panic: Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300"),
+    ("out_of_memory", "crashed", r"panic: Kernel panic - not syncing: .*(?:memory|Out of memory)"),
+    ("power_off", "crashed", r"the guest died during 'judge'"),
+    ("half_and_die", "crashed", r"panic: .*sysrq triggered crash"),
+    ("garbage", "error", r"spoke nonsense during 'judge': a frame starts with"),
+    ("giant", "error", r"a frame of 4294967280 bytes; the limit is"),
+    ("checksum", "error", r"a wrong checksum"),
+    ("nonce", "error", r"its nonce is not ours"),
+    ("no_json", "error", r"whose JSON cannot be used"),
+    ("no_object", "error", r"whose JSON cannot be used: no object"),
+    ("deep", "error", r"whose JSON cannot be used"),
+    ("hello", "error", r"'hello' instead of 'facts'"),
+    ("fault", "error", r"ZeroDivisionError"),
+    ("full_tmpfs", "error", r"MemoryError: the guest's file system is full"),
+)
+HANGS = (
+    ("hang", r"did not answer during 'judge' within 3 s"),
+    ("spin", r"did not answer during 'judge' within 3 s"),
+    ("half", r"within 3 s \(32 bytes of an answer had come\)|within 3 s \(36 bytes"),
+    ("fork_bomb", r"did not answer|died"),
+    ("flood", r"did not answer"),
+)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    return guests.kernel(X86)
+
+
+def fault(kernel: Kernel, name: str, **changes: Any) -> tuple[GuestLostError, Session, list[dict[str, Any]]]:
+    session = Session(kernel, guests.options(kernel, sources=guests.faulty_sources(), **changes))
+    progress: list[dict[str, Any]] = []
+    guest = session._running()
+    pid = guest.qemu.pid
+    with session, pytest.raises(GuestLostError) as caught:
+        session.judge(JudgeRequest(name=name), b"", progress.append)
+    assert not Path(f"/proc/{pid}").exists()
+    return caught.value, session, progress
+
+
+@pytest.mark.parametrize(("name", "status", "said"), DIES)
+def test_a_guest_that_dies_or_lies(kernel: Kernel, name: str, status: str, said: str) -> None:
+    lost, _, progress = fault(kernel, name, judge_seconds=120)
+    assert lost.status == status, lost.message
+    assert re.search(said, lost.message), lost.message
+    assert kernel.spec.id in lost.message
+    # What names the culprit came before it died.
+    assert progress == [{"type": "progress", "phase": "verdict", "prog": name}]
+
+
+@pytest.mark.parametrize(("name", "said"), HANGS)
+def test_a_guest_that_hangs(kernel: Kernel, name: str, said: str) -> None:
+    lost, _, _ = fault(kernel, name, judge_seconds=3)
+    assert lost.status in ({"timeout", "crashed"} if name == "fork_bomb" else {"timeout"})
+    assert re.search(said, lost.message), lost.message
+
+
+def test_the_console_of_a_guest_that_talks_without_end_is_bounded(kernel: Kernel) -> None:
+    lost, _, _ = fault(kernel, "flood", judge_seconds=3)
+    assert "endless" in lost.console_tail
+    assert len(lost.console_tail) <= _KEEP_HEAD + _KEEP_TAIL + 100
+
+
+def test_the_console_is_evidence_without_escapes(kernel: Kernel) -> None:
+    with Session(kernel, guests.options(kernel, sources=guests.faulty_sources())) as session:
+        session.judge(JudgeRequest(name="stderr"), b"", lambda _message: None)
+        assert "red <script>" in session.console
+        assert "\x1b" not in session.console
+        assert "\x07" not in session.console
+
+
+def test_an_answer_to_an_earlier_question_is_refused(kernel: Kernel) -> None:
+    """Two answers to one question: the second would be taken for the next one's but for its nonce."""
+    with Session(kernel, guests.options(kernel, sources=guests.faulty_sources(), judge_seconds=30)) as session:
+        guest = session._running()
+        from harness.guest.wire import Frame
+
+        request = JudgeRequest(name="none").message()
+        guest.channel.send(Frame(request, b"a" * 16), 1e12)  # its answers are left lying
+        with pytest.raises(GuestLostError, match="nonce") as caught:
+            session.judge(JudgeRequest(name="none"), b"", lambda _message: None)
+        assert caught.value.status == "error"
+
+
+def test_a_kernel_that_never_boots(kernel: Kernel, tmp_path: Path) -> None:
+    """A file QEMU takes for a kernel and no CPU can run: nothing comes, and the deadline ends it."""
+    from dataclasses import replace
+
+    from harness import session as module
+
+    broken = tmp_path / "vmlinuz"
+    broken.write_bytes(kernel.vmlinuz.read_bytes()[: 1 << 20] + bytes(1 << 20))
+    bad = replace(kernel, vmlinuz=broken, vmlinuz_sha256="0" * 64)
+    deadlines = replace(module.DEADLINES["tcg"], boot=4.0)
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setitem(module.DEADLINES, "tcg", deadlines)
+        with pytest.raises((GuestLostError, module.CorematrixError)) as caught:
+            Session(bad, guests.options(bad, cold=True))
+    assert kernel.spec.id in str(caught.value) or str(broken) in str(caught.value)

@@ -1,0 +1,152 @@
+"""Sessions with real guests: they come up, cold and restored alike, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import boot
+from harness.session import JudgeRequest, Session, SessionOptions
+from tests.support import guests
+from tests.support.objects import PROGRAMS, compile_object
+
+pytestmark = pytest.mark.vm
+
+X86, ARM = "debian-6.1-cloud-amd64", "debian-6.1-cloud-arm64"
+TIMES = {"seconds", "verification_usec"}
+
+
+def ask(session: Session, name: str, data: bytes = b"") -> dict[str, Any]:
+    return session.judge(JudgeRequest(name=name), data, lambda _message: None)
+
+
+def timeless(value: Any) -> Any:
+    """Facts without what is a measurement of time."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key not in TIMES}
+    if isinstance(value, str):
+        return re.sub(r"^verification time \d+ usec$", "", value, flags=re.MULTILINE)
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("identity", "machine"), [(X86, "x86_64"), (ARM, "aarch64")])
+def test_a_guest_comes_up_and_says_what_it_is(identity: str, machine: str) -> None:
+    kernel = guests.kernel(identity)
+    with Session(kernel, guests.options(kernel, cold=True, sources=guests.faulty_sources())) as session:
+        assert session.provenance.start == "cold"
+        assert session.provenance.cpus == 2
+        assert ask(session, "none") == {"type": "facts", "fault": "none"}
+        # uname's word, not ours, on what was booted.
+        guest = session._hello(session._running(), 30)["guest"]
+        assert guest == {"release": kernel.release, "machine": machine}
+
+
+def test_a_restored_guest_judges_as_a_cold_one(tmp_path: Path) -> None:
+    """Every fact but the clock's, byte for byte: verdicts, logs, final instructions, relocations, evidence."""
+    kernel = guests.kernel(X86)
+    objects = {
+        name: compile_object(PROGRAMS / f"{name}.bpf.c", tmp_path / f"{name}.o").read_bytes()
+        for name in ("task_state", "sizes", "fancy_helper")
+    }
+    with Session(kernel, guests.options(kernel, cold=True)) as session:
+        cold = {name: timeless(ask(session, name, data)) for name, data in objects.items()}
+    with Session(kernel, guests.options(kernel)) as session:
+        assert session.provenance.start == "restored"
+        restored = {name: timeless(ask(session, name, data)) for name, data in objects.items()}
+    assert cold["task_state"]["core_relos"], "nothing was compared"
+    assert restored == cold
+
+
+def test_restored_twins_have_the_time_and_random_numbers_of_their_own() -> None:
+    kernel = guests.kernel(X86)
+    options = guests.options(kernel, sources=guests.faulty_sources())
+    seen = []
+    for _ in range(2):
+        with Session(kernel, options) as session:
+            assert session.provenance.start == "restored"
+            assert abs(ask(session, "clock")["time_ns"] - time.time_ns()) < 30e9
+            seen.append(ask(session, "random")["bytes"])
+    assert seen[0] != seen[1]
+
+
+def test_objects_of_any_size_travel_both_ways() -> None:
+    kernel = guests.kernel(X86)
+    with Session(kernel, guests.options(kernel, sources=guests.faulty_sources())) as session:
+        data = os.urandom(300_000)
+        assert ask(session, "echo", data)["blob"] == data.hex()
+        assert len(ask(session, "large", b"3000000")["text"]) == 3_000_000
+
+
+def test_a_saved_guest_that_is_damaged_is_dropped_and_the_kernel_booted(tmp_path: Path) -> None:
+    from harness.store import Store
+    from harness.vm import snapshot
+
+    kernel = guests.kernel(X86)
+    with Store(tmp_path / "cache") as own:
+        options = guests.options(kernel, store=own, sources=guests.faulty_sources())
+        recipe = _recipe(options, kernel)
+        with Session(kernel, options) as session:
+            assert session.provenance.start == "restored"
+        saved = snapshot.find(own, recipe.key())
+        assert saved is not None
+        saved.state.chmod(0o644)
+        saved.state.write_bytes(b"nonsense")
+        with Session(kernel, options) as session:
+            assert ask(session, "none")["fault"] == "none"
+            assert any("dropped" in note for note in session.provenance.notes)
+
+
+def _recipe(options: SessionOptions, kernel: Any) -> boot.Recipe:
+    return boot.Recipe(
+        kernel=kernel, packages=options.packages, store=options.store, accelerator="tcg", sources=dict(options.sources)
+    )
+
+
+def test_the_initramfs_is_the_same_bytes_each_time() -> None:
+    kernel = guests.kernel(ARM)
+    recipe = _recipe(guests.options(kernel), kernel)
+    assert boot.build_initramfs(recipe) == boot.build_initramfs(recipe)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_leaves_no_qemu_and_no_file(number: signal.Signals, tmp_path: Path) -> None:
+    """Whatever ends the harness ends its guests."""
+    guests.packages(guests.kernel(X86).spec.arch)
+    program = (
+        "import sys\n"
+        "from harness.session import Session\n"
+        "from tests.support import guests\n"
+        f"kernel = guests.kernel({X86!r})\n"
+        "session = Session(kernel, guests.options(kernel, sources=guests.faulty_sources()))\n"
+        "print(session._running().qemu.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=environment, cwd=Path(__file__).parents[2],
+    ) as harness:  # fmt: skip
+        assert harness.stdout is not None
+        pid = int(harness.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        watch = os.pidfd_open(pid)
+        harness.send_signal(number)
+        harness.wait(30)
+    _await_end(watch)
+    assert not list(tmp_path.iterdir())
+
+
+def _await_end(watch: int) -> None:
+    import select
+
+    ready, _, _ = select.select([watch], [], [], 10)
+    os.close(watch)
+    assert ready, "QEMU outlived the harness"
