@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,15 @@ def test_the_oldest_python_is_really_old_enough() -> None:
     """The floor is 3.9. Where no such interpreter is at hand, the grammar at least must be its own."""
     for path in guest_modules():
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+# --- the lock files
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("requirements.lock", ()), ("requirements-dev.lock", ("dev",))])
+def test_locks_pin_every_dependency_by_hash(lock: str, extras: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]
+    names = {re.split(r"[<>=!~\[; ]", item)[0].lower() for item in wanted}
+    pins = re.findall(r"^([\w.-]+)==\S+ \\\n {4}--hash=sha256:", (ROOT / lock).read_text(), re.MULTILINE)
+    assert names <= {pin.lower() for pin in pins}
