@@ -196,12 +196,15 @@ def _with_guards(relocations: Sequence[Relocation], flips: Sequence[Mapping[str,
         for evidence in [_changed(relo, flip)]
         if evidence is not None
     ]
+    involved = {number for guard, held, _ in pairs for number in (guard, held)}
     return tuple(
         replace(
             relo,
             protects=tuple(_ref(by_index[held], by) for guard, held, by in pairs if guard == relo.index),
             guarded_by=tuple(_ref(by_index[guard], by) for guard, held, by in pairs if held == relo.index),
         )
+        if relo.index in involved
+        else relo
         for relo in relocations
     )
 

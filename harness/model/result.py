@@ -285,15 +285,25 @@ class RunResult:
         return counts
 
 
+_AS_THEY_ARE = frozenset({str, int, float, bool, NoneType})
+
+
 def to_json(value: Any) -> Any:
     """A result as plain dicts, lists, strings, numbers: what `json.dumps` takes. Key order is the dataclass's."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: to_json(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     return str(value) if isinstance(value, StrEnum) else value
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))
 
 
 def run_from_json(data: Any) -> RunResult:
@@ -360,10 +370,12 @@ def _union_decoder(hint: UnionType) -> _Decode:
 
 
 def _enum_decoder(hint: type[StrEnum]) -> _Decode:
+    members = {str(member): member for member in hint}
+
     def decode(data: Any, where: str) -> Any:
-        if data not in list(hint):
-            raise _mismatch(where, f"one of {', '.join(hint)}", data)
-        return hint(data)
+        if not isinstance(data, str) or data not in members:
+            raise _mismatch(where, f"one of {', '.join(members)}", data)
+        return members[data]
 
     return decode
 

@@ -13,7 +13,12 @@ def render(run: RunResult) -> str:
     """The run as JSON text, one final newline. Lone surrogates and controls stay `\\u` escapes: the text is pure
     ASCII.
     """
-    return json.dumps(to_json(run), indent=1, allow_nan=False) + "\n"
+    data = to_json(run)
+    cells = data.pop("cells")
+    head = json.dumps(data, allow_nan=False).removesuffix("}")
+    # A line for each cell: greppable, and many times faster than indenting (40 kernels x 200 programs make 100 MB).
+    body = ",\n".join(json.dumps(cell, allow_nan=False) for cell in cells)
+    return f'{head}, "cells": [\n{body}\n]}}\n'
 
 
 def schema() -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Program:
                 found.setdefault(key, {})[kernel] = relo
         return found
 
-    @property
+    @cached_property
     def judged(self) -> dict[str, ProgResult]:
         """Those kernels on which there is a verdict."""
         return {
