@@ -100,7 +100,7 @@ class BpfObject:
         for section in self.elf.sections[1:]:
             self._collect_section(section)
         self.progs.sort(key=lambda prog: (prog.sec_idx, prog.sec_insn_off))
-        if len(self.progs) == 1 and not self._knows(_TEXT_IS_SUBPROGS):
+        if len(self.progs) == 1 and not self.knows(_TEXT_IS_SUBPROGS):
             self.progs[0].is_subprog = False  # the only program was an entry program even in .text (prog_is_subprog before 1.4)
         self._progs_of_sec: dict[int, list[Prog]] = {}
         for prog in self.progs:
@@ -108,7 +108,7 @@ class BpfObject:
         self._init_btf()
         self._collect_prog_relocs()
 
-    def _knows(self, since: tuple[int, ...]) -> bool:
+    def knows(self, since: tuple[int, ...]) -> bool:
         """Whether the libbpf we follow is at least that version."""
         return self._rules is None or self._rules >= since
 
@@ -184,7 +184,7 @@ class BpfObject:
             self.sections[section.index] = SEC_DATA
         elif _is_or_below(name, ".rodata"):
             self.sections[section.index] = SEC_RODATA
-        elif name in _STRUCT_OPS_SECS and self._knows(_STRUCT_OPS_SECS[name]):
+        elif name in _STRUCT_OPS_SECS and self.knows(_STRUCT_OPS_SECS[name]):
             self.sections[section.index] = SEC_STRUCT_OPS
         elif name == ".addr_space.1":
             self.sections[section.index] = SEC_ARENA

@@ -160,9 +160,11 @@ def find_externs(obj: BpfObject) -> dict[str, list[Extern]]:
         if var is None:
             raise GuestError(f"{obj.path}: failed to find BTF for extern '{symbol.name}'", ENOENT)
         section = sections.get(var.id)
+        if section is None:
+            raise GuestError(f"{obj.path}: failed to find BTF for extern '{symbol.name}' [{var.id}] section", ENOENT)
         if section not in found:
             raise GuestError(
-                f"{obj.path}: extern '{symbol.name}' is in unrecognized section '{section or 'none'}'", ENOTSUP
+                f"{obj.path}: extern '{symbol.name}' is in unrecognized section '{section}'", ENOTSUP
             )
         if section == ".kconfig" and var.kind == BTF_KIND_FUNC:
             raise GuestError(

@@ -75,6 +75,9 @@ class Linked:
         self.registers: dict[int, int] = {}
 
 
+_WEAK_KFUNC_POISON = (1, 2)  # an older libbpf leaves a call of kernel function 0
+
+
 class Linker:
     """Links programs of one object. `maps` and `externs` are those of the object in libbpf's order, with fds and
     values set.
@@ -242,6 +245,9 @@ class Linker:
         op, dst, _, off, imm = I.read(linked.code, at, _ORDER)
         if isinstance(extern, Ksym) and extern.is_set:
             off, imm, src = extern.fd_index, extern.btf_id, I.BPF_PSEUDO_KFUNC_CALL
+            linked.refs.append(Ref(at, "kfunc", extern.name))
+        elif not self._obj.knows(_WEAK_KFUNC_POISON):
+            off, imm, src = 0, 0, I.BPF_PSEUDO_KFUNC_CALL
             linked.refs.append(Ref(at, "kfunc", extern.name))
         else:
             dst = src = off = 0

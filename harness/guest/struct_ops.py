@@ -11,7 +11,7 @@ from . import bpf_object as O
 from . import btf as B
 from .errors import EINVAL, ENOTSUP, ESRCH, MapError
 from .externs import find_own
-from .loader import Attach, Refusal
+from .loader import Attach
 from .maps import BPF_F_LINK, BPF_F_VTYPE_BTF_OBJ_FD, MAP_TYPE, Map
 
 TYPE_CHECKING = False
@@ -175,16 +175,12 @@ class StructOps:
         return id(prog) in self._errors or self._used.get(id(prog)) is False
 
     def attach(self, prog: Prog) -> Attach:
-        """What the program attaches to: the kernel's struct. Refusal for one that is in no struct."""
+        """What the program attaches to: the kernel's struct. One that is in no struct_ops map attaches to nothing: libbpf asks
+        the kernel all the same, and that refuses it."""
         found = self._attach.get(id(prog))
-        if found is None:
-            raise Refusal(
-                f"prog '{prog.name}': is in no struct_ops map, so there is nothing it could be attached to",
-                EINVAL,
-                "attach_target",
-            )
-        return found[0]
+        return Attach() if found is None else found[0]
 
     def member_index(self, prog: Prog) -> int:
         """The index of the kernel's member, which is the program's expected_attach_type."""
-        return self._attach[id(prog)][1]
+        found = self._attach.get(id(prog))
+        return 0 if found is None else found[1]
