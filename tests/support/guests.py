@@ -59,6 +59,12 @@ def options(of: Kernel, **changes: Any) -> SessionOptions:
     )
 
 
+# The guest without its loader: what brings it up and talks to the host.
+_FRAME = ("__init__", "__main__", "init", "libc", "port", "quick_json", "server", "wire")
+
+
 def faulty_sources() -> dict[str, bytes]:
-    """The guest's modules with a `judge` that does what a request's `name` says (see faulty_judge.py)."""
-    return {**payload.sources(), "guest/judge.py": FAULTY_JUDGE.read_bytes()}
+    """The guest's frame with a `judge` that does what a request's `name` says (see faulty_judge.py)."""
+    frame = {"__main__.py", *(f"guest/{name}.py" for name in _FRAME)}
+    kept = {name: data for name, data in payload.sources().items() if name in frame}
+    return {**kept, "guest/judge.py": FAULTY_JUDGE.read_bytes()}

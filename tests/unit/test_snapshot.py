@@ -1,0 +1,58 @@
+"""Saved guests as files: keys, sparse copies, finding and dropping."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.store import Store
+from harness.vm import snapshot
+
+PAGE = 4096
+
+
+def test_the_key_depends_on_every_fact_and_not_on_their_order() -> None:
+    facts = {"vmlinuz": "a", "cpus": 2, "modules": ["x"]}
+    assert snapshot.key(facts) == snapshot.key(dict(reversed(facts.items())))
+    assert len({snapshot.key({**facts, name: "other"}) for name in facts} | {snapshot.key(facts)}) == 4
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 600), st.binary(min_size=1, max_size=PAGE * 2)), max_size=6))
+def test_a_sparse_copy_holds_the_same_bytes_and_no_zero_pages(writes: list[tuple[int, bytes]]) -> None:
+    source = os.memfd_create("source")
+    try:
+        os.ftruncate(source, 700 * PAGE)
+        for page, data in writes:
+            os.pwrite(source, data, page * PAGE)
+        expected = os.pread(source, 700 * PAGE, 0)
+        target = Path(f"/proc/self/fd/{os.memfd_create('target')}")
+        snapshot._copy_sparse(source, target)
+        assert target.read_bytes() == expected
+        touched = sum(any(expected[place : place + PAGE]) for place in range(0, len(expected), PAGE))
+        assert target.stat().st_blocks * 512 <= touched * PAGE
+    finally:
+        os.close(source)
+        os.close(int(target.name))
+
+
+def test_a_saved_guest_is_found_until_it_is_dropped(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        assert snapshot.find(store, "k") is None
+        files = {"memory": store.put_bytes(b"m" * 5000), "state": store.put_bytes(b"s")}
+        store.put_tree("guests", "k", files)
+        saved = snapshot.find(store, "k")
+        assert saved is not None
+        assert saved.memory.read_bytes() == b"m" * 5000
+        assert saved.bytes >= 5000
+        snapshot.drop(store, "k")
+        assert snapshot.find(store, "k") is None
+
+
+def test_half_a_saved_guest_is_none(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.put_tree("guests", "k", {"memory": store.put_bytes(b"m")})
+        assert snapshot.find(store, "k") is None
