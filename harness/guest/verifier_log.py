@@ -18,6 +18,8 @@ _FIGURES = {
     "total_states": "total_states",
     "peak_states": "peak_states",
 }
+# Lines of print_verification_stats(); "insns processed" is new in 7.x, where each subprogram has its own figures.
+_STATISTICS = ("processed ", "insns processed", "verification time", "stack depth")
 _TAIL = 1200  # the figures are the log's last lines
 
 
@@ -85,7 +87,7 @@ def reason(log: str) -> str | None:
     """The verifier's own words for a rejection: the last line that is neither an instruction, a state, nor a figure."""
     for line in reversed(log.rstrip("\n").split("\n")):
         text = line.strip()
-        if not text or text.startswith(("processed ", "verification time", "stack depth", "insn_processed")):
+        if not text or text.startswith(_STATISTICS):
             continue
         head, colon, rest = text.partition(":")
         if colon and head.isdigit() and rest.startswith((" (", " R", " frame", " safe")):

@@ -1,0 +1,101 @@
+"""Reading verifier logs. The texts of 6.18 and 7.2 were printed by those kernels; older forms are quoted from their sources."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest import verifier_log as vl
+
+LOG_7_2 = """\
+0: R1=ctx() R10=fp0
+; struct task_struct *task = (void *)bpf_get_current_task(); @ fsbase_as_published.bpf.c:45
+0: (85) call bpf_get_current_task#35          ; R0=scalar()
+1: (b7) r1 = 5856                     ; R1=5856
+5: (18) r1 = 0xffffc900004db000       ; R1=map_value(map=fsbase_.kconfig,ks=4,vs=4)
+7: (61) r1 = *(u32 *)(r1 +0)          ; R1=0x7020c
+9: (85) call unknown#195896080
+invalid func unknown#195896080
+verification time 2593 usec
+stack depth 16 max 0
+insns processed 9
+processed 9 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0
+"""
+LOG_6_18 = """\
+func#0 @0
+Live regs before insn:
+      0: .......... (b7) r0 = 0
+      1: 0......... (95) exit
+0: R1=ctx() R10=fp0
+0: (b7) r0 = 0                        ; R0=0
+1: (95) exit
+verification time 72 usec
+stack depth 8+16+0
+processed 2 insns (limit 1000000) max_states_per_insn 1 total_states 3 peak_states 2 mark_read 0
+"""
+# kernel/bpf/verifier.c of 4.9: no figures but the count, state on a line of its own.
+LOG_4_9 = "0: (bf) r6 = r1\n1: (85) call 35\nfrom 1 to 3: R0=inv R6=ctx R10=fp\n3: (85) call 195896080\ninvalid func 195896080\n"
+# 4.15 to 5.1 print the stack depth behind the count.
+LOG_4_19 = "0: (b7) r0 = 0\n1: (95) exit\nprocessed 2 insns, stack depth 0+8\n"
+FULL = (
+    "processed_insns",
+    "insn_limit",
+    "max_states_per_insn",
+    "total_states",
+    "peak_states",
+    "stack_depth",
+    "verification_usec",
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "numbers"),
+    [
+        (LOG_7_2, (9, 1000000, 0, 0, 0, 16, 2593)),
+        (LOG_6_18, (2, 1000000, 1, 3, 2, 24, 72)),
+        (LOG_4_19, (2, None, None, None, None, 8, None)),
+    ],
+    ids=["7.2", "6.18", "4.19"],
+)
+def test_figures(log: str, numbers: tuple[int | None, ...]) -> None:
+    assert vl.figures(log) == dict(zip(FULL, numbers, strict=True))
+
+
+def test_a_log_without_figures_has_none() -> None:
+    assert vl.figures(LOG_4_9) is None
+    assert vl.figures("") is None
+
+
+@pytest.mark.parametrize(
+    ("log", "seen", "last", "reason"),
+    [
+        (LOG_7_2, {0, 1, 5, 7, 9}, 9, "invalid func unknown#195896080"),
+        (LOG_6_18, {0, 1}, 1, None),
+        (LOG_4_9, {0, 1, 3}, 3, "invalid func 195896080"),
+    ],
+    ids=["7.2", "6.18", "4.9"],
+)
+def test_what_was_walked_through_and_why_it_ended(log: str, seen: set[int], last: int, reason: str | None) -> None:
+    assert vl.visited(log.encode()) == seen
+    assert vl.last_insn(log.encode()) == last
+    assert vl.reason(log) == reason
+    assert vl.is_poison_message(vl.reason(log)) == (reason is not None)
+
+
+def test_the_table_of_live_registers_is_no_walk() -> None:
+    table = LOG_6_18[: LOG_6_18.index("0: R1=ctx")].encode()
+    assert vl.visited(table) == set()
+    assert vl.last_insn(table) is None
+
+
+def test_other_errors_are_not_poison() -> None:
+    log = "0: (61) r0 = *(u32 *)(r0 +0)\nR0 invalid mem access 'scalar'\nprocessed 1 insns (limit 1000000)\n"
+    assert vl.reason(log) == "R0 invalid mem access 'scalar'"
+    assert not vl.is_poison_message(vl.reason(log))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "ranges"),
+    [((), []), ((3,), [[3, 4]]), ((0, 1, 2, 5, 7, 8), [[0, 3], [5, 6], [7, 9]]), ((4, 2, 3), [[2, 5]])],
+)
+def test_ranges(numbers: tuple[int, ...], ranges: list[list[int]]) -> None:
+    assert vl.ranges(numbers) == ranges
