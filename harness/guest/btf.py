@@ -39,6 +39,9 @@ HEADER_LEN = 24  # struct btf_header up to 2026; longer headers may add layout_o
 MAX_RESOLVE_DEPTH = 32  # btf.c; btf__resolve_size gives up beyond
 _MAX_CHAIN = 4096  # modifiers and typedefs in a row: libbpf has no limit and would hang on a loop
 
+_MAX_NAME_BYTES = 64 << 20  # of a BTF whose names lie inside of each other; none does that honestly
+_FEW = 16
+
 _HAS_SIZE = frozenset(
     (BTF_KIND_INT, BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_ENUM, BTF_KIND_ENUM64, BTF_KIND_DATASEC, BTF_KIND_FLOAT)
 )
@@ -116,6 +119,7 @@ class Btf:
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
         self._ids: dict[str, list[int]] = {}
+        self._flavored: dict[str, list[int]] | None = None
         if len(data) < HEADER_LEN:
             raise self._bad(f"header not found in {len(data)} bytes")
         self.byteorder = "little" if int.from_bytes(data[:2], "little") == BTF_MAGIC else "big"
@@ -135,7 +139,7 @@ class Btf:
         view = memoryview(data)
         self._strings = bytes(view[hdr_len + str_off : hdr_len + str_off + str_len])
         self._check_strings()
-        self._strings_start = base.strings_end if base else 0
+        self._strings_start = base._strings_start + len(base._strings) if base else 0
         layout = self._layout(data, prefix, hdr_len)
         self._words = array("I")
         self._words.frombytes(view[hdr_len + type_off : hdr_len + type_off + type_len])
@@ -197,11 +201,6 @@ class Btf:
 
     # -- strings and names
 
-    @property
-    def strings_end(self) -> int:
-        """First string offset beyond this BTF: where a split BTF's own strings start."""
-        return self._strings_start + len(self._strings)
-
     def string_bytes(self, offset: int) -> bytes:
         """The string at `offset`, without its NUL."""
         if offset < self._strings_start and self.base is not None:
@@ -229,25 +228,37 @@ class Btf:
             self._names_are_whole = not any(map(before.__getitem__, names))
         except IndexError:
             raise self._bad("a type's name lies outside the string section") from None
+        if not self._names_are_whole:
+            self._read_all_names(names)
         self._names = names.tobytes()
         return self._names
 
-    def _string_offsets(self, essential: str, lead: bytes) -> set[int]:
-        """Offsets of all strings whose essential name is `essential`, in the base's strings and the own ones.
-
-        `lead` is what stands before a name: a NUL, or nothing when names may start inside of other strings.
-        """
-        found = self.base._string_offsets(essential, lead) if self.base else set()
-        strings, start = self._strings, self._strings_start
-        name = lead + essential.encode("utf-8", "surrogateescape")
-        for needle in (name + b"\0", name + b"___"):
+    def _string_offsets(self, essential: str) -> set[int]:
+        """Offsets of all strings whose essential name is `essential`, in the base's strings and the own ones."""
+        found = self.base._string_offsets(essential) if self.base else set()
+        found.update(self._flavored_names().get(essential, ()))
+        if essential_name(essential) == essential:
+            strings, needle = self._strings, b"\0%s\0" % essential.encode("utf-8", "surrogateescape")
             at = strings.find(needle)
             while at >= 0:
-                here = start + at + len(lead)
-                if essential_name(self.string(here)) == essential:
-                    found.add(here)
+                found.add(self._strings_start + at + 1)
                 at = strings.find(needle, at + 1)
         return found
+
+    def _flavored_names(self) -> dict[str, list[int]]:
+        """Offsets of the strings that carry a flavor, by essential name; a kernel has a few dozen."""
+        if self._flavored is None:
+            self._flavored = {}
+            strings = self._strings
+            at = strings.find(b"___")
+            while at >= 0:
+                start, end = strings.rfind(b"\0", 0, at) + 1, strings.index(b"\0", at)
+                name = strings[start:end].decode("utf-8", "surrogateescape")
+                essential = essential_name(name)
+                if essential != name:
+                    self._flavored.setdefault(essential, []).append(self._strings_start + start)
+                at = strings.find(b"___", end)
+        return self._flavored
 
     def ids_by_essential_name(self, essential: str) -> list[int]:
         """Own type ids whose name without flavor is `essential`, rising; a split BTF's base is not searched."""
@@ -255,16 +266,39 @@ class Btf:
         if known is not None:
             return known
         names = self._names if self._names is not None else self._index_names()
-        ids = []
-        for offset in self._string_offsets(essential, b"\0" if self._names_are_whole else b""):
-            needle = offset.to_bytes(4, sys.byteorder)
-            at = names.find(needle)
-            while at >= 0:
-                if at % 4 == 0:
-                    ids.append(self.start_id + at // 4)
-                at = names.find(needle, at + 1)
-        ids.sort()
+        if not self._names_are_whole:
+            return self._ids.get(essential, [])
+        offsets = self._string_offsets(essential)
+        ids: list[int] = []
+        if (
+            len(offsets) > _FEW
+        ):  # a name of its own for each of many types: one pass over all is cheaper than many searches
+            ids = [self.start_id + at for at, offset in enumerate(array("I", names)) if offset in offsets]
+        else:
+            for offset in offsets:
+                ids += self._ids_named(names, offset.to_bytes(4, sys.byteorder))
+            ids.sort()
         self._ids[essential] = ids
+        return ids
+
+    def _read_all_names(self, names: array[int]) -> None:
+        """The slow way, for a BTF where a name begins inside of another string: find() would not see it there."""
+        read = 0
+        for id_, offset in enumerate(names, self.start_id):
+            text = self.string(offset)
+            read += len(text)
+            if read > _MAX_NAME_BYTES:
+                raise self._bad("names lie inside of each other, and are too long")
+            if text:
+                self._ids.setdefault(essential_name(text), []).append(id_)
+
+    def _ids_named(self, names: bytes, needle: bytes) -> list[int]:
+        ids = []
+        at = names.find(needle)
+        while at >= 0:
+            if at % 4 == 0:
+                ids.append(self.start_id + at // 4)
+            at = names.find(needle, at + 1)
         return ids
 
     def find(self, name: str, kind: int) -> int | None:

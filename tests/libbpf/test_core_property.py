@@ -52,7 +52,7 @@ def _compile(generator: Generator) -> tuple[bytes, bytes]:
             return compile_bpf(local), compile_target(types, *names)
         except CompileError as error:
             refused = re.search(r'on function "prog(\d+)"', str(error))
-            if refused is None or "bitfield size greater than record alignment" not in str(error):
+            if refused is None or "Unsupported field expression" not in str(error):
                 raise
             generator.drop_fields(int(refused[1]))
 
