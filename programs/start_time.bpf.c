@@ -3,7 +3,7 @@
  * When a task started, in nanoseconds since boot: task_struct.real_start_time up to 5.4, start_boottime since 5.5 (commit
  * cf25e24db61c "time: Rename tsk->real_start_time to ->start_boottime").
  *
- * real_start_time has been a plain u64 since 3.17 (commit 57e0be041d9e); the guide that reads `real_start_time.tv_sec` declares a struct
+ * real_start_time is a plain u64 (seen in 4.19; the struct timespec is of 3.x times); the guide that reads `real_start_time.tv_sec` declares a struct
  * timespec there, and a struct never matches an integer: its existence check is 0 on every kernel in use, and the time silently stays 0
  * (docs/seeds.md). Portable form: one guard for each access; -mcpu=v1.
  */

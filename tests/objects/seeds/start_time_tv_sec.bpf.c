@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * CO-RE guide, twice: real_start_time.tv_sec as the fallback of start_boottime. real_start_time is a u64 since 3.17 (commit 57e0be041d9e), so a struct
+ * CO-RE guide, twice: real_start_time.tv_sec as the fallback of start_boottime. real_start_time is a u64 (seen in 4.19's BTF), so a struct
  * never matches it: on kernels before 5.5, which do have real_start_time, both checks are 0 and the time stays 0. Loads everywhere, and is
  * wrong exactly where the fallback was meant to help.
  */
