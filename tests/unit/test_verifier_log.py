@@ -1,4 +1,4 @@
-"""Reading verifier logs. The texts of 6.18 and 7.2 were printed by those kernels; older forms are quoted from their sources."""
+"""Reading verifier logs. The texts of 6.18 and 7.2 were printed by those kernels; older forms follow their sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ stack depth 8+16+0
 processed 2 insns (limit 1000000) max_states_per_insn 1 total_states 3 peak_states 2 mark_read 0
 """
 # kernel/bpf/verifier.c of 4.9: no figures but the count, state on a line of its own.
-LOG_4_9 = "0: (bf) r6 = r1\n1: (85) call 35\nfrom 1 to 3: R0=inv R6=ctx R10=fp\n3: (85) call 195896080\ninvalid func 195896080\n"
+LOG_4_9 = "0: (bf) r6 = r1\n1: (85) call 5\nfrom 1 to 3: R0=inv\n3: (85) call 195896080\ninvalid func 195896080\n"
 # 4.15 to 5.1 print the stack depth behind the count.
 LOG_4_19 = "0: (b7) r0 = 0\n1: (95) exit\nprocessed 2 insns, stack depth 0+8\n"
 FULL = (
