@@ -43,7 +43,11 @@ class Server:
     def _requests(self) -> Iterator[Frame]:
         decoder = Decoder()
         while True:
-            yield from decoder.feed(self._port.read())
+            decoder.feed(self._port.read())
+            frame = decoder.take()
+            while frame is not None:
+                yield frame
+                frame = decoder.take()
 
     def _answer(self, frame: Frame) -> dict[str, Any]:
         operation = self._operations.get(str(frame.message.get("op")))

@@ -59,24 +59,19 @@ class Decoder:
         self._buffer = bytearray()
         self._limit = limit
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Add bytes; return the list of frames that are now complete. Raises WireError at the first byte that cannot
-        be ours.
-        """
+    def feed(self, data: bytes) -> None:
+        """Add bytes."""
         self._buffer += data
-        frames: list[Frame] = []
-        while True:
-            frame = self._take()
-            if frame is None:
-                return frames
-            frames.append(frame)
 
     @property
     def pending(self) -> int:
         """How many bytes wait for the rest of their frame."""
         return len(self._buffer)
 
-    def _take(self) -> Frame | None:
+    def take(self) -> Frame | None:
+        """The next whole frame, None when more bytes are needed. Raises WireError at the first byte that cannot be ours:
+        frames before it have been given out by then.
+        """
         buffer = self._buffer
         if not MAGIC.startswith(bytes(buffer[:4])):
             raise WireError("a frame starts with %r instead of %r" % (bytes(buffer[:4]), MAGIC))

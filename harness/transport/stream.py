@@ -19,7 +19,6 @@ class StreamChannel:
     def __init__(self, end: socket.socket, *, limit: int = MAX_PAYLOAD) -> None:
         self._end = end
         self._decoder = Decoder(limit)
-        self._frames: list[Frame] = []
 
     def send(self, frame: Frame, deadline: float) -> None:
         """See `transport.Channel`."""
@@ -33,9 +32,11 @@ class StreamChannel:
 
     def receive(self, deadline: float) -> Frame:
         """See `transport.Channel`."""
-        while not self._frames:
-            self._frames = self._decoder.feed(self._more(deadline))
-        return self._frames.pop(0)
+        while True:
+            frame = self._decoder.take()
+            if frame is not None:
+                return frame
+            self._decoder.feed(self._more(deadline))
 
     @property
     def pending(self) -> int:

@@ -22,6 +22,11 @@ JSON = st.recursive(
 )
 
 
+def taken(decoder: Decoder, data: bytes) -> list[Frame]:
+    decoder.feed(data)
+    return list(iter(decoder.take, None))
+
+
 def raw(payload: bytes, **changes: Any) -> bytes:
     fields = {"magic": b"CMTX", "version": 1, "reserved": 0, "length": len(payload), "crc": zlib.crc32(payload), **changes}
     head = HEADER.pack(fields["magic"], fields["version"], fields["reserved"], fields["length"], NONCE, fields["crc"])
@@ -39,7 +44,7 @@ def test_frames_survive_any_fragmentation(message: dict[str, Any], blob: bytes, 
     decoder, frames = Decoder(), []
     while stream:
         cut = data.draw(st.integers(1, len(stream)))
-        frames += decoder.feed(stream[:cut])
+        frames += taken(decoder, stream[:cut])
         stream = stream[cut:]
     assert [(frame.message, frame.nonce, frame.blob) for frame in frames] == [(message, NONCE, blob)] * 2
     assert decoder.pending == 0
@@ -76,7 +81,18 @@ def test_the_layout_is_the_one_of_the_contract() -> None:
 )
 def test_what_is_no_frame_is_refused(stream: bytes, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        Decoder().feed(stream)
+        taken(Decoder(), stream)
+
+
+def test_a_frame_before_nonsense_is_not_lost() -> None:
+    """It may be the progress message that names the culprit."""
+    decoder = Decoder()
+    decoder.feed(encode(Frame({"type": "progress"}, NONCE)) + b"garbage")
+    first = decoder.take()
+    assert first is not None
+    assert first.message == {"type": "progress"}
+    with pytest.raises(WireError):
+        decoder.take()
 
 
 @settings(deadline=None)
@@ -84,14 +100,14 @@ def test_what_is_no_frame_is_refused(stream: bytes, why: str) -> None:
 def test_any_bytes_are_a_frame_or_an_error_of_ours(noise: bytes) -> None:
     for stream in (noise, b"CMTX" + noise, raw(text(noise)), raw(noise)):
         try:
-            Decoder().feed(stream)
+            taken(Decoder(), stream)
         except WireError:
             continue
 
 
 def test_the_limit_is_the_readers() -> None:
     with pytest.raises(WireError, match="the limit is 10"):
-        Decoder(10).feed(encode(Frame({"a": "more than ten"}, NONCE)))
+        taken(Decoder(10), encode(Frame({"a": "more than ten"}, NONCE)))
 
 
 @settings(deadline=None)
