@@ -115,6 +115,7 @@ class Btf:
         self.name = name
         self.base = base
         self.count: int
+        self._strings_start: int = 0
         self._pointer_size = pointer_size
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}

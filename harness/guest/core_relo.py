@@ -27,8 +27,8 @@ from .core_value import Result, Value, calc, describe
 from .errors import EINVAL, ESRCH, CoreError, GuestError, MalformedBtf
 from .insn import INSN_SIZE, LDIMM64
 
-MYPY = False
-if MYPY:
+TYPE_CHECKING = False
+if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .bpf_object import BpfObject, Prog

@@ -28,8 +28,8 @@ from .btf import (
 )
 from .errors import EINVAL, ENOENT, ENOTSUP, ERANGE, ESRCH, CoreError, ExternError, GuestError
 
-MYPY = False
-if MYPY:
+TYPE_CHECKING = False
+if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .bpf_object import BpfObject
