@@ -192,18 +192,41 @@ def test_struct_ops_and_a_member_the_kernel_lacks() -> None:
         assert prog["loaded"], (name, prog["error"], prog["log"])
     alone = prog_of(facts, "alone")
     assert not alone["loaded"]
-    assert alone["errno"] == 524, "ENOTSUPP: libbpf asks for a program of no struct_ops map too, and the kernel refuses it"
+    assert alone["errno"] == 524, (
+        "ENOTSUPP: libbpf asks for a program of no struct_ops map too, and the kernel refuses it"
+    )
+
+
+FATAL = (
+    "field_info(((struct task_struct *)0)->comm[1], SIGNED)"  # no kind but offset, size and existence takes an element
+)
+FIELD = "field_info(((struct task_struct *)0)->pid, BYTE_OFF)"
 
 
 def test_a_fatal_relocation_leaves_the_others_judged_alone() -> None:
     facts = _judge(
-        "struct task_struct { int pid; } PAI;\n"
-        + TP + "int fatal(void *ctx) { return ({ struct nowhere_to_be *p = ctx; u64 v; asm volatile(\"%0 = %1\" : \"=r\"(v) :"
-        " \"i\"(0)); v; }) & 1; }\n"
-        + TP + "int good(void *ctx) { return field_info(((struct task_struct *)0)->pid, BYTE_OFF) & 1; }\n"
+        "struct task_struct { int pid; char comm[16]; } PAI;\n"
+        + TP + f"int before(void *ctx) {{ return {FIELD} & 1; }}\n" + TP + f"int fatal(void *ctx) {{ return {FATAL}; }}\n"
+        + TP + f"int behind(void *ctx) {{ return {FIELD} & 3; }}\n"
     )  # fmt: skip
-    assert facts["object_error"] is None
-    assert prog_of(facts, "good")["loaded"]
+    assert facts["object_error"]["stage"] == "core"
+    relo = facts["core_relos"][facts["object_error"]["relo"]]
+    assert (relo["prog"], relo["kind"], relo["outcome"]) == ("fatal", "signed", "error")
+    assert [r["index"] for r in facts["core_relos"]] == [0, 1, 2]
+    state = {p["name"]: (p["loaded"], p["alone"], p["stage"]) for p in facts["progs"]}
+    assert state == {"before": (True, True, None), "fatal": (False, False, "core"), "behind": (True, True, None)}
+
+
+def test_a_fatal_relocation_in_a_subprogram_condemns_its_callers() -> None:
+    facts = _judge(
+        "struct task_struct { int pid; char comm[16]; } PAI;\n"
+        f'static noinline u64 part(u64 x) {{ u64 v = {FATAL}; asm volatile("" : "+r"(v)); return v + x; }}\n'
+        + TP + "int caller(void *ctx) { return part(1) & 1; }\n" + TP + f"int other(void *ctx) {{ return {FIELD} & 1; }}\n"
+    )  # fmt: skip
+    caller, other = prog_of(facts, "caller"), prog_of(facts, "other")
+    assert (caller["loaded"], caller["stage"]) == (False, "core")
+    assert "part()" in caller["error"]
+    assert (other["loaded"], other["alone"]) == (True, True)
 
 
 def test_unknown_section_question_mark_and_attach_target() -> None:
