@@ -11,13 +11,16 @@ deadlines are checked here and in `guest/wire.py`, the meaning of the facts in `
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 from harness import boot, payload
 from harness.boot import Guest, GuestPackages, Recipe
@@ -330,3 +333,41 @@ def _unexpected(message: dict[str, Any], wanted: str) -> str:
     if message.get("type") == "fault":
         return f"a fault of the guest's own code: {str(message.get('traceback'))[-4000:]}"
     return f"{str(message.get('type'))[:40]!r} instead of {wanted!r}"
+
+
+def main(words: list[str], out: TextIO, err: TextIO) -> int:
+    """`python -m harness.session KERNEL_ID OBJECT [--cold]`: this stage alone. Facts as JSON on `out`, the rest on
+    `err`.
+    """
+    from harness import kernels
+    from harness.apt.guest import fetch_guest
+    from harness.kernels.__main__ import DEBIAN, GUEST
+    from harness.kernels.debian import debian_spec
+
+    if len(words) < 2:
+        err.write("usage: python -m harness.session KERNEL_ID OBJECT [--cold]\n")
+        return 2
+
+    def say(line: str) -> None:
+        err.write(line + "\n")
+
+    identity, path, *rest = words
+    with Store.default() as store:
+        try:
+            kernel = kernels.provide(debian_spec(identity, DEBIAN), store, None, say)
+            debs = fetch_guest(GUEST, kernel.spec.arch, store, None, say)
+            packages = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
+            options = SessionOptions(store=store, packages=packages, cold="--cold" in rest, on_event=say)
+            with Session(kernel, options) as session:
+                say(f"{session.provenance.start} in {session.provenance.seconds} s, {session.provenance.accelerator}")
+                request = JudgeRequest(name=path)
+                facts = session.judge(request, Path(path).read_bytes(), lambda message: say(json.dumps(message)))
+        except CorematrixError as error:
+            say(str(error))
+            return error.exit_status
+    out.write(json.dumps(facts, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], sys.stdout, sys.stderr))

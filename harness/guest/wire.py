@@ -69,8 +69,8 @@ class Decoder:
         return len(self._buffer)
 
     def take(self) -> Frame | None:
-        """The next whole frame, None when more bytes are needed. Raises WireError at the first byte that cannot be ours:
-        frames before it have been given out by then.
+        """The next whole frame, None when more bytes are needed. Raises WireError at the first byte that cannot be
+        ours; frames before it have been given out by then.
         """
         buffer = self._buffer
         if not MAGIC.startswith(bytes(buffer[:4])):

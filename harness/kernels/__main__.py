@@ -10,11 +10,11 @@ from harness.errors import CorematrixError
 from harness.kernels import provide
 from harness.kernels.debian import debian_spec
 from harness.model.kernel import Kernel
-from harness.model.sources import AptRepository
+from harness.model.sources import AptRepository, GuestPackages
 from harness.store import Store
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_DEBIAN = (
+DEBIAN = (
     AptRepository(
         name="debian", uri="http://deb.debian.org/debian", keyring=_KEYRING,
         suites=("bullseye", "bookworm", "trixie", "trixie-backports"),
@@ -22,6 +22,13 @@ _DEBIAN = (
     AptRepository(
         name="debian-security", uri="http://deb.debian.org/debian-security", keyring=_KEYRING,
         suites=("bullseye-security", "bookworm-security", "trixie-security"),
+    ),
+)  # fmt: skip
+GUEST = GuestPackages(
+    repositories=DEBIAN, suites=("bookworm", "bookworm-security"),
+    packages=(
+        "libc6", "libexpat1", "libffi8", "libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal",
+        "zlib1g", "libbpf1", "libelf1",
     ),
 )  # fmt: skip
 
@@ -34,7 +41,7 @@ def main(arguments: list[str], out: TextIO, err: TextIO) -> int:
     with Store.default() as store:
         for identity in arguments[1:]:
             try:
-                kernel = provide(debian_spec(identity, _DEBIAN), store, None, lambda line: _say(err, line))
+                kernel = provide(debian_spec(identity, DEBIAN), store, None, lambda line: _say(err, line))
             except CorematrixError as error:
                 _say(err, str(error))
                 return error.exit_status

@@ -18,7 +18,12 @@ _TAIL_LINES = 40
 _OUR_FAULT = "guest code"
 _MARKERS = (
     ("panic", re.compile(r"Kernel panic - not syncing.*")),
-    ("oops", re.compile(r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at ).*")),
+    (
+        "oops",
+        re.compile(
+            r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at ).*"
+        ),
+    ),
     ("soft lockup", re.compile(r"watchdog: BUG: soft lockup.*")),
     ("stall", re.compile(r"rcu: INFO: .*(?:stall|self-detected).*")),
     ("hung task", re.compile(r"INFO: task .* blocked for more than .*")),

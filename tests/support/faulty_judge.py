@@ -1,4 +1,9 @@
-"""Takes the place of `guest/judge.py` in a test's guest: a request's `name` is the fault to have. Runs in the guest only."""
+"""Takes the place of `guest/judge.py` in a test's guest: a request's `name` is the fault to have.
+
+Runs in the guest only, under the guest's rules: no pathlib there.
+"""
+
+# ruff: noqa: PTH, ARG005
 
 from __future__ import annotations
 

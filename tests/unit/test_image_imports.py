@@ -17,7 +17,8 @@ def host_library() -> tuple[dict[str, bytes], set[str]]:
     names: dict[str, Path] = {}
     for path in LIBRARY.rglob("*"):
         relative = path.relative_to(LIBRARY).as_posix()
-        if not relative.startswith(("site-packages", "test/", "idlelib", "lib2to3")) and (name := imports.module_name(relative)):
+        name = imports.module_name(relative)
+        if name is not None and not relative.startswith(("site-packages", "test/", "idlelib", "lib2to3")):
             names.setdefault(name, path)
     texts = {name: path.read_bytes() for name, path in names.items() if path.suffix == ".py"}
     return texts, set(names)
@@ -31,8 +32,11 @@ def test_names_of_files() -> None:
 
 
 def test_lazy_imports_count_in_our_code_and_not_in_the_library() -> None:
-    ours = {"guest/__init__.py": b"", "guest/a.py": b"from . import b\ndef f():\n    import lazy\nif TYPE_CHECKING:\n    import never\n"}
-    ours["guest/b.py"] = b"from package.module import name\n"
+    ours = {
+        "guest/__init__.py": b"",
+        "guest/a.py": b"from . import b\ndef f():\n    import lazy\nif TYPE_CHECKING:\n    import never\n",
+        "guest/b.py": b"from package.module import name\n",
+    }
     library = {
         "lazy": b"def f():\n    import unused\nif __name__ == '__main__':\n    import unused\n",
         "package": b"", "package.module": b"from . import sibling\n", "package.sibling": b"import _c\n",

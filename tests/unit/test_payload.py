@@ -18,9 +18,8 @@ MAGIC = importlib.util.MAGIC_NUMBER
 
 
 def minor(python: str) -> tuple[int, ...]:
-    said = subprocess.run(
-        [python, "-I", "-S", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=True
-    )
+    program = "import sys; print(*sys.version_info[:2])"
+    said = subprocess.run([python, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     return tuple(map(int, said.stdout.split()))
 
 

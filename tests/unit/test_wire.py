@@ -28,7 +28,8 @@ def taken(decoder: Decoder, data: bytes) -> list[Frame]:
 
 
 def raw(payload: bytes, **changes: Any) -> bytes:
-    fields = {"magic": b"CMTX", "version": 1, "reserved": 0, "length": len(payload), "crc": zlib.crc32(payload), **changes}
+    sound = {"magic": b"CMTX", "version": 1, "reserved": 0, "length": len(payload), "crc": zlib.crc32(payload)}
+    fields = {**sound, **changes}
     head = HEADER.pack(fields["magic"], fields["version"], fields["reserved"], fields["length"], NONCE, fields["crc"])
     return head + payload
 
