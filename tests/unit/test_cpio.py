@@ -33,7 +33,8 @@ def test_busybox_unpacks_it(tmp_path: object) -> None:
     modes = {line[-1] if "->" not in line else line[line.index("->") - 1]: line[0] for line in lines}
     assert modes == {
         "dev": "drwxr-xr-x", "dev/console": "crw-------", "lib": "lrwxrwxrwx", "proc": "drwxr-xr-x",
-        "usr": "drwxr-xr-x", "usr-x": "-rw-r--r--", "usr/bin": "drwxr-xr-x", "usr/bin/tool": "-rwxr-xr-x", "usr/lib": "drwxr-xr-x",
+        "usr": "drwxr-xr-x", "usr-x": "-rw-r--r--", "usr/bin": "drwxr-xr-x", "usr/bin/tool": "-rwxr-xr-x",
+        "usr/lib": "drwxr-xr-x",
         "usr/lib/data": "-rw-r--r--",
     }  # fmt: skip
 
