@@ -27,6 +27,7 @@ _ATTEMPTS = 5  # PROG_LOAD_ATTEMPTS of libbpf's bpf.c
 _STAND_IN_SIZE = 1 << 32  # sparse: libbpf maps global data and arenas of its maps
 _OFF_INSNS, _OFF_LOG = 8, 24
 _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
+_NR_DUP3 = {"x86_64": 292, "aarch64": 24, "riscv64": 24, "s390x": 326, "ppc64le": 316, "ppc64": 316}
 
 
 class Verdict:
@@ -46,9 +47,9 @@ class Doors:
     """Takes libbpf's bpf(2) requests for the time of a `with` block.
 
     `prog_of_insns(address)` names the program whose instructions lie there (None: a probe of libbpf's own), `wanted(name)`
-    says whether to ask the kernel for it, `is_map(name, attributes)` whether a BPF_MAP_CREATE is one of the object's. After
-    the block `verdicts` holds a Verdict by program name, `sequences` the final instructions of each, asked for or not,
-    `map_errors` the errno of each refused map by name.
+    says whether to ask the kernel for it, `map_of(name, attributes)` which of the object's maps a BPF_MAP_CREATE is for (None: a
+    probe). After the block `verdicts` holds a Verdict by program name, `sequences` what was asked for each program, refused or not,
+    `map_errors` the errno of each refused map by name, `map_names` the map behind each descriptor.
     """
 
     def __init__(self, lib: Library, bpf: Bpf) -> None:
@@ -58,10 +59,12 @@ class Doors:
         self._open: list[int] = []
         self.prog_of_insns: Callable[[int], str | None] = lambda address: None
         self.wanted: Callable[[str], bool] = lambda name: True
-        self.is_map: Callable[[str, tuple[int, ...]], str | None] = lambda name, attributes: None
+        self.map_of: Callable[[str, tuple[int, ...]], str | None] = lambda name, attributes: None
         self.verdicts: dict[str, Verdict] = {}
         self.sequences: dict[str, ProgLoad] = {}
         self.map_errors: dict[str, int] = {}
+        self.map_names: dict[int, str] = {}
+        self._nr_dup3 = _NR_DUP3[os.uname().machine]
 
     def __enter__(self) -> Doors:
         self._lib.syscall, self._lib.close, self._lib.trouble = self._syscall, self._close, None
@@ -93,6 +96,8 @@ class Doors:
             answer = _COMMANDS.get(command)
             if answer is not None:
                 return answer(self, number, command, attr, *rest)
+        elif number == self._nr_dup3 and command in self.map_names:
+            self.map_names[attr] = self.map_names[command]  # since 1.4 a map gets the number its instructions already hold
         return self._lib.real_syscall(number, command, attr, *rest)
 
     def _prog_load(self, number: int, command: int, attr: int, *rest: int) -> int:
@@ -132,19 +137,19 @@ class Doors:
         return (fd, None, log.text()) if fd >= 0 else (None, errno, log.text())
 
     def _map_create(self, number: int, command: int, attr: int, *rest: int) -> int:
-        fd = self._lib.real_syscall(number, command, attr, *rest)
-        if fd >= 0:
-            return fd
-        errno = ctypes.get_errno()
         raw = ctypes.string_at(attr, rest[0]).ljust(64, b"\0")
-        attributes = struct.unpack_from("=IIII", raw)
-        key_type, value_type = struct.unpack_from("=II", raw, 52)
-        name = self.is_map(raw[28:44].rstrip(b"\0").decode("latin-1"), attributes)
-        if name is None or key_type or value_type:  # with BTF libbpf tries a second time without
-            ctypes.set_errno(errno)
-            return -1
-        self.map_errors[name] = errno
-        return self._stand_in()
+        name = self.map_of(raw[28:44].rstrip(b"\0").decode("latin-1"), struct.unpack_from("=IIII", raw))
+        fd = self._lib.real_syscall(number, command, attr, *rest)
+        if fd < 0:
+            errno = ctypes.get_errno()
+            if name is None or any(struct.unpack_from("=II", raw, 52)):  # with BTF libbpf tries a second time without
+                ctypes.set_errno(errno)
+                return -1
+            self.map_errors[name] = errno
+            fd = self._stand_in()
+        if name is not None:
+            self.map_names[fd] = name
+        return fd
 
     def _map_write(self, number: int, command: int, attr: int, *rest: int) -> int:
         """Contents and freezing of a map that does not exist, and slots that should hold a program that does not."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 # What libbpf's last warning says -> the stage it was in when it gave up.
 _STAGES = (
+    ("endianness", "open"),
     ("extern", "externs"),
     ("Kconfig", "externs"),
     ("kernel config", "externs"),
@@ -247,7 +248,7 @@ class Facts:
         return funcs
 
     def _refs(self, code: bytes, funcs: list[dict[str, Any]], load: Load) -> Any:
-        maps = load.map_fds
+        maps = load.doors.map_names
         names = self._symbol_names(funcs)
         starts = {func["start"]: func["name"] for func in funcs}
         index, count = 0, len(code) // INSN_SIZE

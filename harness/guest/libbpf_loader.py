@@ -56,8 +56,7 @@ def _raise_open_files() -> None:
 class Load:
     """One open and load of the object.
 
-    After `run()`: `error` (0 or a positive errno, of opening when `obj` is None), `log`, `doors`, `progs` and `maps` (names -> pointers),
-    `map_fds` (descriptors as the instructions hold them -> names).
+    After `run()`: `error` (0 or a positive errno, of opening when `obj` is None), `log`, `doors`, `progs` and `maps` (names -> pointers).
     """
 
     def __init__(self, lib: Library, bpf: Any, request: dict[str, Any]) -> None:
@@ -71,7 +70,6 @@ class Load:
         self.progs: dict[str, int] = {}
         self.maps: dict[str, int] = {}
         self.autoload: dict[str, bool] = {}
-        self.map_fds: dict[int, str] = {}
         self._handlers: list[int] = []
 
     def open(self, data: bytes, machine: Any, refused: dict[str, tuple[int, int]], left_out: set[str]) -> None:
@@ -126,7 +124,7 @@ class Load:
         """bpf_object__load() behind the doors."""
         started = time.perf_counter()
         doors = self.doors
-        doors.prog_of_insns, doors.is_map, doors.wanted = self._prog_of_insns, self._is_map, wanted
+        doors.prog_of_insns, doors.map_of, doors.wanted = self._prog_of_insns, self._map_of, wanted
         with doors:
             if self.lib.bpf_object__load(self.obj) != 0:
                 self.error = ctypes.get_errno() or _errno.EINVAL
@@ -135,23 +133,23 @@ class Load:
     def _prog_of_insns(self, address: int) -> str | None:
         for name, prog in self.progs.items():
             if self.lib.bpf_program__insns(prog) == address:
-                if not self.map_fds:  # libbpf forgets them when the load fails later
-                    self.map_fds = {self.lib.bpf_map__fd(pointer): own for own, pointer in self.maps.items()}
                 return name
         return None
 
-    def _is_map(self, name: str, attributes: tuple[int, ...]) -> str | None:
-        """The object's map that a request creates: by kernel name (15 bytes), or by shape where the kernel knows no names."""
-        lib = self.lib
+    def _map_of(self, name: str, attributes: tuple[int, ...]) -> str | None:
+        """The object's map that a request creates: by kernel name (15 bytes), or by shape where the kernel knows no names; of
+        several the first that is not there yet, since libbpf creates them in order."""
+        lib, found = self.lib, None
         for own, pointer in self.maps.items():
-            for candidate in (pointer, lib.bpf_map__inner_map(pointer)):
-                if candidate is None:
-                    continue
-                full = own if candidate == pointer else lib.bpf_map__name(candidate).decode("latin-1")
+            inner = lib.bpf_map__inner_map(pointer)
+            known = [(own, pointer)] + ([(lib.bpf_map__name(inner).decode("latin-1"), inner)] if inner is not None else [])
+            for full, candidate in known:
                 shape = (lib.bpf_map__type(candidate), lib.bpf_map__key_size(candidate), lib.bpf_map__value_size(candidate))
-                if (name and name == full[:15]) or (not name and shape == attributes[:3]):
-                    return own
-        return None
+                if name == full[:15] if name else shape == attributes[:3]:
+                    if own not in self.doors.map_names.values():
+                        return own
+                    found = found or own
+        return found
 
     def close(self) -> None:
         """Give everything back."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import binascii
 import os
+import sys
 from contextlib import suppress
 from time import perf_counter
 
 from . import bpf_object as O
 from . import btf_load, settings, struct_ops, verifier_log
 from .core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
-from .errors import CoreError, GuestError
+from .errors import CoreError, GuestError, WrongEndian
 from .evidence import Collector, Subject
 from .externs import Externs
 from .folding import fold
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 LOADER = "corematrix 0.1.0"
 _GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
+_OPENS_FOREIGN = (1, 6)  # since then libbpf opens objects of the other byte order, and refuses only to load them
 _MAX_FATAL = 64
 
 
@@ -129,12 +131,16 @@ class ObjectJudge:
 
     def _open(self, data: bytes) -> None:
         name = os.path.basename(self._request.get("name") or "object")
-        obj = self._obj = O.BpfObject(data, name, rules=self._rules_version())
+        rules = self._rules_version()
+        any_order = rules is None or rules >= _OPENS_FOREIGN
+        obj = self._obj = O.BpfObject(data, name, None if any_order else sys.byteorder, rules)
         places = btf_load.variable_places(obj)
         self._externs = Externs(obj)
         self._maps = read_maps(obj, name.partition(".")[0], places)
         self._struct_ops = struct_ops.StructOps(obj, places)
         settings.apply(obj, self._maps, places, self._request.get("settings") or {})
+        if obj.byteorder != sys.byteorder:
+            raise WrongEndian(f"{name}: BPF code is {obj.byteorder}-endian: it cannot be loaded here")
 
     def _resolve_externs(self) -> None:
         assert self._obj is not None and self._externs is not None and self._struct_ops is not None

@@ -33,7 +33,8 @@ def disagreements(python: Facts, libbpf: Facts) -> list[Row]:
         *_object(python, libbpf),
         *_core_relos(python, libbpf),
         *_named("extern", python["externs"], libbpf["externs"], _extern),
-        *([] if "externs" in stages else _named("map", python["maps"], libbpf["maps"], _map)),
+        # Stopped at externs or maps, our loader has not come to list them all; libbpf lists what it opened.
+        *_named("map", python["maps"], libbpf["maps"], _map, only_common=bool(stages & {"externs", "maps"})),
         *_progs(python, libbpf),
     ]
 
@@ -105,11 +106,15 @@ def _number(text: object) -> int | None:
         return None
 
 
-def _named(what: str, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], compare: Any) -> Iterator[Row]:
+def _named(
+    what: str, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], compare: Any, *, only_common: bool = False
+) -> Iterator[Row]:
     ours = {row["name"]: row for row in mine}
     others = {row["name"]: row for row in theirs}
     for name in dict.fromkeys((*ours, *others)):
         if name not in ours or name not in others:
+            if only_common:
+                continue
             yield _row(what, name, "present", name in ours, name in others)
             continue
         for field, one, other in compare(ours[name], others[name]):
