@@ -15,6 +15,7 @@ from harness.errors import CorematrixError, GuestLostError
 from harness.judge import expectations as promises
 from harness.judge import liveness
 from harness.judge.explain import Case, errno_text, explain
+from harness.judge.stop import STATISTICS
 from harness.model.expectation import Expectations
 from harness.model.result import (
     Alone,
@@ -188,7 +189,7 @@ def _verifier(prog: Mapping[str, Any]) -> VerifierStats | None:
 def _excerpt(log: str) -> str | None:
     """The lines that say why: the last ones, without the statistics."""
     lines = [line for line in log.splitlines() if line.strip()]
-    while lines and lines[-1].startswith(("processed ", "verification time", "stack depth", "peak_states")):
+    while lines and lines[-1].startswith(STATISTICS):
         lines.pop()
     return "\n".join(lines[-EXCERPT_LINES:]) or None
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from harness.judge.flow import Flow, decode
 from harness.judge.ranges import Insns
+from harness.judge.stop import last_words, listed, source_at
 from harness.model.result import Obstacle, Relocation, RelocationRef
 from harness.model.verdict import Evidence, Liveness, Outcome
 
 POISON = 195896080  # 0xbad2310, what libbpf's bpf_core_poison_insn calls
 # The kernel prints "invalid func unknown#195896080" right below the instruction (print_bpf_insn begins that line).
 _POISON_STOP = re.compile(rf"^(\d+): \(85\) call unknown#{POISON}\b.*\ninvalid func unknown#{POISON}", re.MULTILINE)
-_INSN_LINE = re.compile(r"^(\d+): \([0-9a-f]{2}\)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,12 @@ class _Rejected:
         self._steps: list[Mapping[str, Any]] = list(evidence.get("analysis") or ())
         log = prog.get("log") or ""
         self._stop = _stop_of(log)
-        listed = evidence.get("verdict_log_visited")
-        seen = [listed, *(step.get("visited") for step in self._steps)]
+        walked = evidence.get("verdict_log_visited")
+        seen = [walked, *(step.get("visited") for step in self._steps)]
         self._blind = all(item is None for item in seen)
         # Log level 1 drops the paths that went well, yet what it does show was visited.
-        self._visited = Insns([pair for item in seen if item is not None for pair in item] + _listed(log))
+        shown = [(number, number + 1) for number in listed(log)]
+        self._visited = Insns([pair for item in seen if item is not None for pair in item] + shown)
         self._poison = self._steps[-1].get("neutralised", []) if self._steps else []
 
     def judge(self) -> tuple[Relocation, ...]:
@@ -154,14 +155,15 @@ class _Rejected:
         stop = self._steps[-1].get("stop") if self._steps else None
         if stop is not None and stop.get("insn") is not None:
             return self._obstacle(stop["insn"], stop.get("message"))
-        return None if self._stop is None else self._obstacle(self._stop, _last_words(self._prog.get("log") or ""))
+        return None if self._stop is None else self._obstacle(self._stop, last_words(self._prog.get("log") or ""))
 
     def _obstacle(self, insn: int, message: str | None) -> Obstacle:
         for relo in self._relocations:
             # Both slots of a poisoned ldimm64 are calls; either may be named.
             if relo.final_insn is not None and relo.final_insn <= insn < relo.final_insn + slots(relo):
                 return Obstacle(insn=insn, index=relo.index, field=relo.field, source=relo.source, message=message)
-        return Obstacle(insn=insn, message=message)
+        log = self._prog.get("log") or ""
+        return Obstacle(insn=insn, message=message, source=source_at(log, insn, self._relocations))
 
 
 def slots(relo: Relocation) -> int:
@@ -172,16 +174,7 @@ def slots(relo: Relocation) -> int:
 def _stop_of(log: str) -> int | None:
     """The instruction at which the verifier gave up: the poisoned call if that is why, else the last one printed."""
     poisoned = _POISON_STOP.findall(log)
-    return int(poisoned[-1]) if poisoned else max((pair[0] for pair in _listed(log)[-1:]), default=None)
-
-
-def _listed(log: str) -> list[tuple[int, int]]:
-    return [(int(number), int(number) + 1) for number in _INSN_LINE.findall(log)]
-
-
-def _last_words(log: str) -> str | None:
-    lines = [line for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
-    return lines[-1] if lines else None
+    return int(poisoned[-1]) if poisoned else next(iter(listed(log)[-1:]), None)
 
 
 def _with_guards(relocations: Sequence[Relocation], flips: Sequence[Mapping[str, Any]]) -> tuple[Relocation, ...]:

@@ -163,8 +163,14 @@ def _place(relo: Relocation) -> str:
     behind = relo.behind
     if behind is None:
         return ""
-    line = f" (line {behind.source.line})" if behind.source else ""
-    return f"{behind.field}{line}" if behind.field else behind.message or f"instruction {behind.insn}"
+    line = f" (line {behind.source.line})" if behind.source and behind.source.line else ""
+    if behind.field:
+        return f"{behind.field}{line}"
+    said = behind.message or "which the verifier gave no reason for"
+    if behind.source is None:
+        return f"instruction {behind.insn}, where the verifier stopped: {said}"
+    place = f"{behind.source.file.rpartition('/')[2]}:{behind.source.line}" if behind.source.line else ""
+    return f"{place or repr(behind.source.text)}, where the verifier stopped: {said}"
 
 
 def _names(refs: tuple[RelocationRef, ...]) -> str:

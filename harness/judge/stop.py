@@ -1,0 +1,48 @@
+"""Where a refused load's verifier log ends: the instruction, the verifier's own words, the source line it stood at.
+
+The figures below the words (print_verification_stats() of kernel/bpf/verifier.c) are no cause, and neither is a line
+of states or of an instruction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from harness.model.result import Relocation, Source
+
+STATISTICS = ("processed ", "insns processed", "verification time", "stack depth", "peak_states")
+_INSN_LINE = re.compile(r"^(\d+): \([0-9a-f]{2}\)", re.MULTILINE)
+# verbose_linfo(): "; text", from 6.10 on (commit 4de59102bad2) with the place: "; text @ file.c:31".
+_SOURCE_LINE = re.compile(r"^; (?P<text>.*?)(?: @ (?P<file>[^:@]+):(?P<line>\d+))?$")
+_STATE = re.compile(r"^(?:\d+:|from \d+ to \d+|last_idx |regs=|parent |mark_precise|frame\d| R\d| ?func#\d)")
+
+
+def listed(log: str) -> list[int]:
+    """The instructions the log shows, in its order."""
+    return [int(number) for number in _INSN_LINE.findall(log)]
+
+
+def last_words(log: str) -> str | None:
+    """What the verifier said last: neither a figure, nor an instruction, a state, or a source line. None: nothing."""
+    for line in reversed(log.splitlines()):
+        if line.strip() and not line.startswith((*STATISTICS, ";")) and not _STATE.match(line):
+            return line.strip()
+    return None
+
+
+def source_at(log: str, insn: int, relocations: Sequence[Relocation]) -> Source | None:
+    """The source line the log printed last before `insn` where it gave up there; file and line from a relocation of
+    the same text when the kernel prints none.
+    """
+    lines = log.splitlines()
+    ends = [at for at, line in enumerate(lines) if line.startswith(f"{insn}: (")]
+    said = next((line for line in reversed(lines[: ends[-1]]) if line.startswith("; ")), None) if ends else None
+    match = _SOURCE_LINE.match(said) if said else None
+    if match is None:
+        return None
+    text = match["text"].strip()
+    if match["file"]:
+        return Source(file=match["file"].rpartition("/")[2], line=int(match["line"]), text=text)
+    twin = next((relo.source for relo in relocations if relo.source and relo.source.text == text), None)
+    return twin or Source(file="", line=0, text=text)
