@@ -142,10 +142,11 @@ class Load:
         lib, found = self.lib, None
         for own, pointer in self.maps.items():
             inner = lib.bpf_map__inner_map(pointer)
-            known = [(own, pointer)] + ([(lib.bpf_map__name(inner).decode("latin-1"), inner)] if inner is not None else [])
-            for full, candidate in known:
+            for candidate in (pointer, inner) if inner is not None else (pointer,):
+                # Since 1.4 the kernel is told the section's whole name for maps of custom data sections.
+                names = {lib.bpf_map__name(candidate).decode("latin-1")[:15], own[:15] if candidate == pointer else ""}
                 shape = (lib.bpf_map__type(candidate), lib.bpf_map__key_size(candidate), lib.bpf_map__value_size(candidate))
-                if name == full[:15] if name else shape == attributes[:3]:
+                if name in names if name else shape == attributes[:3]:
                     if own not in self.doors.map_names.values():
                         return own
                     found = found or own

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOADER = "corematrix 0.1.0"
 _GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
-_OPENS_FOREIGN = (1, 6)  # since then libbpf opens objects of the other byte order, and refuses only to load them
+_OPENS_FOREIGN = (1, 5)  # since then libbpf opens objects of the other byte order, and refuses only to load them
 _MAX_FATAL = 64
 
 
