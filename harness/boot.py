@@ -35,15 +35,11 @@ from harness.vm.qemu import Qemu
 # accepts live poison that every real machine refuses.
 CPUS = 2
 _PVH_ENTRY = "18"  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
-# QEMU's small firmware: knows how to start a kernel given by QEMU, and nothing else.
-_FIRMWARE = "qboot.rom"
-_SOURCE_BTF = b"CONFIG_DEBUG_INFO_BTF=y"
 
 # What is tested while the kernel starts and by nobody needed: the crypto manager's self-tests take a fifth of an
-# emulated boot. Under TCG the clock is exact by construction; the kernel's own check of the timer interrupt is not
-# needed there. Nothing here reaches the verifier (`mitigations=off` would: bpf_bypass_spec_v1).
+# emulated boot. Nothing here and in the architectures' `tcg_args` reaches the verifier (`mitigations=off` would:
+# bpf_bypass_spec_v1).
 _KERNEL_ARGS = ("cryptomgr.notests",)
-_TCG_ARGS = {"x86_64": ("tsc=reliable", "no_timer_check")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +81,7 @@ class Recipe:
             "vmlinuz": kernel.vmlinuz_sha256,
             "modules": [_digest(path) for path in kernel.modules],
             "config": _digest(kernel.config) if kernel.config else None,
-            "btf": kernel.btf_sha256,
+            "btf": [kernel.btf_sha256, kernel.btf_external],
             "guest": payload.fingerprint(self.sources),
             "packages": [package["sha256"] for package in self.packages.provenance],
             "image": _code_fingerprint(),
@@ -157,10 +153,10 @@ def build_initramfs(recipe: Recipe) -> bytes:
     """The initramfs of a recipe, the same bytes each time."""
     kernel = recipe.kernel
     user_land = _user_land(recipe)
-    has_btf = kernel.config is None or _SOURCE_BTF in kernel.config.read_bytes()
     files = initramfs.KernelFiles(
-        release=kernel.release, modules=kernel.modules, config=kernel.config, btf=None if has_btf else kernel.btf
-    )
+        release=kernel.release, modules=kernel.modules, config=kernel.config,
+        btf=kernel.btf if kernel.btf_external else None,
+    )  # fmt: skip
     bundle = payload.build(recipe.sources, magic=closure.bytecode_magic(user_land.version))
     return initramfs.build(user_land, bundle, files)
 
@@ -190,42 +186,50 @@ def _start(
 def _hardware(recipe: Recipe, console: int, monitor: int, port: int) -> list[devices.Device]:
     """What a guest consists of, cold or restored."""
     arch = recipe.kernel.spec.arch
-    port_device: devices.Device = devices.ResultPort(descriptor=port)
-    if not _has_virtio_console(recipe.kernel) and arch.second_uart is not None:
-        port_device = devices.ResultUart(device=arch.second_uart, descriptor=port)
-    path = qemu.firmware(_FIRMWARE) if arch.name == "x86_64" else None
+    path = qemu.firmware(arch.firmware) if arch.firmware is not None else None
     firmware = [] if path is None else [devices.Firmware(path=path)]
     return [
         *firmware,
         devices.Machine(arch=arch, cpu=recipe.cpu, cpus=CPUS, accelerator=recipe.accelerator),
         devices.Console(device=arch.console, descriptor=console),
-        port_device,
+        _port(recipe.kernel, port),
         devices.Monitor(descriptor=monitor),
     ]
 
 
-def _has_virtio_console(kernel: Kernel) -> bool:
+def _port(kernel: Kernel, descriptor: int) -> devices.Device:
+    """What carries frames: a virtio port where this kernel has all the drivers for one, else a second UART."""
+    arch = kernel.spec.arch
+    virtio = devices.ResultPort(
+        descriptor=descriptor, bus=arch.virtio, needs=(f"virtio_{arch.virtio}", "virtio_console")
+    )
+    if arch.second_uart is None or all(_has_driver(kernel, name) for name in virtio.modules()):
+        return virtio
+    return devices.ResultUart(device=arch.second_uart, descriptor=descriptor, uart=arch.uart_device)
+
+
+def _has_driver(kernel: Kernel, name: str) -> bool:
     """As a module we were given, or built in as its source or its configuration says."""
-    if any(path.name.startswith("virtio_console.ko") for path in kernel.modules):
+    if any(path.name.startswith(f"{name}.ko") for path in kernel.modules):
         return True
-    if "virtio_console" in kernel.source.get("modules_builtin", ()):
+    if name in kernel.source.get("modules_builtin", ()):
         return True
-    return kernel.config is not None and b"CONFIG_VIRTIO_CONSOLE=y" in kernel.config.read_bytes()
+    return kernel.config is not None and f"CONFIG_{name.upper()}=y".encode() in kernel.config.read_bytes()
 
 
 def _kernel_args(recipe: Recipe) -> tuple[str, ...]:
-    tcg = _TCG_ARGS.get(recipe.kernel.spec.arch.name, ()) if recipe.accelerator.startswith("tcg") else ()
+    tcg = recipe.kernel.spec.arch.tcg_args if recipe.accelerator.startswith("tcg") else ()
     return (*_KERNEL_ARGS, *tcg, *recipe.kernel.spec.kernel_args)
 
 
 def _kernel_file(recipe: Recipe, stack: ExitStack) -> tuple[str, int | None]:
     """What QEMU's -kernel gets: a path, and the descriptor behind it if any.
 
-    An x86 kernel with a PVH entry (CONFIG_PVH, 5.0) is handed over uncompressed: the host decompresses faster than
+    A kernel with a PVH entry (x86, CONFIG_PVH, 5.0) is handed over uncompressed: the host decompresses faster than
     the guest.
     """
     kernel = recipe.kernel
-    if kernel.spec.arch.name != "x86_64":
+    if not kernel.spec.arch.pvh:
         return str(kernel.vmlinuz), None
     vmlinux = _vmlinux(recipe)
     if not _has_pvh_entry(vmlinux):

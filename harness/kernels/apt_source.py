@@ -14,44 +14,19 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
-from harness.apt import deb
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
 from harness.fetch import NotThereError, exists
-from harness.kernels import modules, vmlinux
+from harness.kernels import debs, keep, modules
 from harness.model.kernel import Kernel, KernelSpec
 from harness.model.lock import Lock, Package, pin, unpin
 from harness.model.sources import AptSource
 from harness.store import Store
 
-# Bump when what is kept of a package changes: kernels in the cache are made anew.
-_LAYOUT = 1
 _PREFIX = re.compile(r"linux-(?:image|binary|modules|base)(?:-unsigned)?-")
-_CONTENT = deb.glob_filter((
-    "boot/vmlinuz-*", "boot/vmlinux-*", "boot/config-*", "*lib/modules/*/vmlinuz", "*lib/modules/*/config",
-    "*lib/modules/*/modules.builtin", "*/kernel/drivers/virtio/*", "*/virtio_console.ko*",
-))  # fmt: skip
-_VMLINUZ = r"boot/vmlinu[xz]-.*|.*/vmlinuz"
-_RELEASE = re.compile(r"(?:usr/)?lib/modules/([^/]+)/|boot/vmlinu[xz]-([^/]+)$")
 _DEFAULT = AptOptions()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What was found in a kernel's packages: kept files by name, and the path of every module."""
-
-    files: Mapping[str, deb.Member]
-    modules: Mapping[str, str]
-    release: str
-
-    def data(self, pattern: str) -> bytes | None:
-        for name, member in self.files.items():
-            if re.fullmatch(pattern, name) and member.data is not None:
-                return member.data
-        return None
 
 
 def provide(
@@ -119,7 +94,7 @@ class _Row:
         """The newest kernel that matches and can be had; without asking the index when that was done a moment ago."""
         key = self._selection_key()
         chosen = _fresh_choice(self.store.entry("selection", key), self.options)
-        if chosen is not None and self.store.tree("kernel", _kernel_key(chosen)):
+        if chosen is not None and self.store.tree("kernel", self.key(chosen)):
             return self.kernel(chosen)
         gone = 0
         for packages in self.candidates():
@@ -178,26 +153,14 @@ class _Row:
 
     def kernel(self, packages: Sequence[Package]) -> Kernel:
         """The kernel made of these packages, made now unless it is in the cache. NotThereError when they are gone."""
-        key = _kernel_key(packages)
-        facts, tree = self.store.entry("kernel", key), self.store.tree("kernel", key)
-        if facts is None or tree is None:
-            with self.store.lock(f"kernel {key}"):
-                facts, tree = self.store.entry("kernel", key), self.store.tree("kernel", key)
-                if facts is None or tree is None:
-                    facts, tree = self._make(packages, key)
-        return Kernel(
-            spec=self.spec,
-            release=facts["release"],
-            vmlinuz=tree / "vmlinuz",
-            vmlinuz_sha256=facts["vmlinuz"],
-            config=tree / "config" if facts["config"] else None,
-            modules=tuple(tree / "modules" / f"{name}.ko" for name in facts["modules"]),
-            btf=tree / "vmlinux.btf" if facts["btf"] else None,
-            btf_sha256=facts["btf"],
-            source=self._provenance(packages, facts),
-        )
+        kept = keep.kept(self.store, self.key(packages), lambda: self._make(packages))
+        return kept.kernel(self.spec, self._provenance(packages))
 
-    def _provenance(self, packages: Sequence[Package], facts: Mapping[str, Any]) -> dict[str, Any]:
+    def key(self, packages: Sequence[Package]) -> str:
+        """The kernel's name in the cache."""
+        return keep.key(self.spec.arch, [package.sha256 for package in packages])
+
+    def _provenance(self, packages: Sequence[Package]) -> dict[str, Any]:
         first = packages[0]
         return {
             "kind": "apt",
@@ -207,50 +170,23 @@ class _Row:
             "version": first.version,
             "sha256": first.sha256,
             "packages": [pin(package) for package in packages],
-            "modules_builtin": facts["builtin"],
-            "modules_missing": facts["missing"],
         }
 
-    def _make(self, packages: Sequence[Package], key: str) -> tuple[dict[str, Any], Path]:
+    def _make(self, packages: Sequence[Package]) -> keep.Found:
         with contextlib.ExitStack() as stack:
             paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
             self.client.say(f"{self.spec.id}: unpacking {packages[0].name}")
-            content = _read(self.spec, paths)
-            raw = content.data(_VMLINUZ)
-            if raw is None:
-                message = f"{self.spec.id}: no vmlinuz in {', '.join(package.name for package in packages)}"
-                raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
-            btf = vmlinux.extract_btf(vmlinux.unwrap(raw, packages[0].name))
-            elf_files, resolved = _module_files(content, paths, modules.BOOT_MODULES, btf or b"")
-        parts = {
-            "vmlinuz": vmlinux.bootable(raw),
-            "config": content.data(r"boot/config-.*|.*/config"),
-            "vmlinux.btf": btf,
-        }
-        parts.update({f"modules/{name}.ko": data for name, data in elf_files.items()})
-        hashes = {name: self.store.put_bytes(data) for name, data in parts.items() if data is not None}
-        facts = {
-            "release": content.release,
-            "vmlinuz": hashes["vmlinuz"],
-            "config": hashes.get("config"),
-            "btf": hashes.get("vmlinux.btf"),
-            "modules": list(resolved.order),
-            "builtin": list(resolved.builtin),
-            "missing": list(resolved.missing),
-        }
-        tree = self.store.put_tree("kernel", key, hashes)
-        self.store.put_entry("kernel", key, facts)
-        return facts, tree
+            return debs.found(self.spec.id, paths, self.spec.arch)
 
     def modules(self, packages: Sequence[Package], names: tuple[str, ...]) -> modules.ModuleFiles:
         """These modules and what they need, as files; made once for each list of names."""
         wanted = hashlib.sha256(json.dumps(sorted(set(names))).encode()).hexdigest()[:16]
-        key = f"{_kernel_key(packages)}-{wanted}"
+        key = f"{self.key(packages)}-{wanted}"
         facts, tree = self.store.entry("modules", key), self.store.tree("modules", key)
         if facts is None or tree is None:
             with contextlib.ExitStack() as stack:
                 paths = [stack.enter_context(self.client.fetched(package)) for package in packages]
-                files, resolved = _module_files(_read(self.spec, paths), paths, names, b"")
+                files, resolved = debs.module_files(debs.read(self.spec.id, paths), names, b"")
             hashes = {f"{name}.ko": self.store.put_bytes(data) for name, data in files.items()}
             tree = self.store.put_tree("modules", key, hashes)
             facts = {"order": resolved.order, "builtin": resolved.builtin, "missing": resolved.missing}
@@ -284,54 +220,3 @@ def _dependencies(depends: str) -> Iterator[tuple[str, str | None]]:
         match = re.match(r"\s*([a-z0-9][a-z0-9+.\-]*)(?::\w+)?\s*(?:\(=\s*([^)\s]+)\s*\))?", clause)
         if match:
             yield match[1], match[2]
-
-
-def _read(spec: KernelSpec, paths: Sequence[Path]) -> _Content:
-    names: list[str] = []
-
-    def wanted(name: str) -> bool:
-        names.append(name)
-        return _CONTENT(name)
-
-    files: dict[str, deb.Member] = {}
-    for path in paths:
-        files.update(deb.scan(path, wanted))
-    releases = {match[1] or match[2] for name in names if (match := _RELEASE.match(name))}
-    if len(releases) != 1:
-        message = f"{spec.id}: expected one kernel in its packages, found {', '.join(sorted(releases)) or 'none'}"
-        raise FetchError(message, remedy="`package` in kernels.yaml must name a kernel image")
-    return _Content(files=files, modules=modules.index(names), release=releases.pop())
-
-
-def _module_files(
-    content: _Content, paths: Sequence[Path], names: Sequence[str], btf: bytes
-) -> tuple[dict[str, bytes], modules.Resolved]:
-    """The ELF files of these modules and of what they need, and their order; `btf` is the kernel's."""
-    listed = content.data(r".*/modules\.builtin")
-    builtin = modules.builtin_by_btf(btf) if listed is None else modules.builtin_names(listed)
-    found: dict[str, bytes] = {}
-
-    def load(name: str) -> bytes | None:
-        path = content.modules.get(name)
-        if path is None:
-            return None
-        member = content.files.get(path) or _member(paths, path)
-        found[name] = modules.unpack(member.data or b"", path)
-        return found[name]
-
-    return found, modules.resolve(names, builtin, load)
-
-
-def _member(paths: Sequence[Path], name: str) -> deb.Member:
-    """A file that the first pass over the packages did not keep."""
-    for path in paths:
-        member = deb.scan(path, lambda other: other == name).get(name)
-        if member is not None:
-            return member
-    message = f"{name} has vanished from its package"
-    raise deb.DebError(message)
-
-
-def _kernel_key(packages: Sequence[Package]) -> str:
-    text = json.dumps([_LAYOUT, modules.BOOT_MODULES, [package.sha256 for package in packages]])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

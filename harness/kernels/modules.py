@@ -15,13 +15,10 @@ from harness.errors import UsageError
 from harness.kernels.decompress import DecompressError, decompress
 from harness.kernels.vmlinux import elf_section
 
-# What boot needs: a port to talk through. virtio_pci for machines with PCI, virtio_mmio for those without. Most pull in
-# virtio and virtio_ring; kernels differ in what is built in and in how the drivers are cut into modules, which is why
-# only these are named and the rest is followed.
-BOOT_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console")
 _PROBE_FUNCTIONS = {
     "virtio_pci": b"virtio_pci_probe",
     "virtio_mmio": b"virtio_mmio_probe",
+    "virtio_ccw": b"virtio_ccw_probe",
     "virtio_console": b"virtcons_probe",
 }
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from harness.errors import UsageError
 from harness.kernels.decompress import MAGICS, DecompressError, decompress
 
+# What Image has at offset 0x38 (arm64, riscv).
+IMAGE_MAGICS = (b"ARM\x64", b"RSC\x05")
 _ELF = b"\x7fELF"
 _BTF_MAGIC = 0xEB9F
 _BTF_HEADER = 24
@@ -72,7 +74,7 @@ def elf_section(data: bytes, name: str) -> bytes | None:
 
 def _inner(data: bytes, name: str) -> bytes | None:
     """What is wrapped in `data`, or None when it is the innermost."""
-    if data.startswith(_ELF) or data[0x38:0x3C] in (b"ARM\x64", b"RSC\x05"):
+    if data.startswith(_ELF) or data[0x38:0x3C] in IMAGE_MAGICS:
         return None
     payload = _payload(data)
     if payload is not None:
@@ -110,7 +112,7 @@ def _searched(data: bytes, name: str) -> bytes:
                 inner = decompress(data[start:])
             except DecompressError:
                 inner = b""
-            if inner.startswith(_ELF) or inner[0x38:0x3C] in (b"ARM\x64", b"RSC\x05"):
+            if inner.startswith(_ELF) or inner[0x38:0x3C] in IMAGE_MAGICS:
                 return inner
             start = data.find(magic, start + 1)
     message = f"{name}: not a kernel: no bzImage, Image, zboot or vmlinux, and nothing compressed inside"

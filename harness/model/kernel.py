@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.model.arch import Architecture
+from harness.model.sources import BtfSource
 
 
 class KernelSource(Protocol):
@@ -19,7 +20,10 @@ class KernelSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSpec:
-    """One row of kernels.yaml. `id` is its identity and never holds the exact release (contract.md)."""
+    """One row of kernels.yaml. `id` is its identity and never holds the exact release (contract.md).
+
+    `btf` is where BTF comes from that takes the place of the kernel's own, None for its own.
+    """
 
     id: str
     arch: Architecture
@@ -30,6 +34,7 @@ class KernelSpec:
     memory_mb: int = 256
     kernel_args: tuple[str, ...] = ()
     backend: str = "qemu"
+    btf: BtfSource | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +42,9 @@ class Kernel:
     """A kernel's files in the cache, and where they came from.
 
     `modules` are absolute paths in insmod order (dependencies first), uncompressed. `btf` is the raw .BTF of vmlinux,
-    None when the kernel has none. `source` is provenance for the report (package, version, sha256, repository).
-    `substituted` says, in words, what stands in for a locked version that could not be had.
+    None when the kernel has none; with `btf_external` it came from elsewhere, and the guest must be given it. `source`
+    is provenance for the report (package, version, sha256, repository; `btf` for an external one). `substituted` says,
+    in words, what stands in for a locked version that could not be had.
     """
 
     spec: KernelSpec
@@ -49,5 +55,6 @@ class Kernel:
     modules: tuple[Path, ...]
     btf: Path | None
     btf_sha256: str | None
+    btf_external: bool = False
     source: dict[str, Any] = field(default_factory=dict)
     substituted: str | None = None

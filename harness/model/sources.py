@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -43,3 +45,94 @@ class GuestPackages:
     repositories: tuple[AptRepository, ...]
     suites: tuple[str, ...]
     packages: tuple[str, ...]
+    arches: Mapping[str, GuestPackages] = field(default_factory=dict)
+
+    def for_arch(self, name: str) -> GuestPackages:
+        """The packages for an architecture (its `name`): `arches` holds those whose user space comes from elsewhere."""
+        return self.arches.get(name) or replace(self, arches={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file somewhere else, and the SHA-256 it must have."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSource:
+    """A kernel in files on this machine. `packages` are .deb files to look into, in place of the three others.
+
+    `vmlinuz` is what a boot loader takes (bzImage, Image, zboot, a vmlinux with a PVH entry), `modules` a directory
+    with modules below it, as /lib/modules/RELEASE. Paths are absolute.
+    """
+
+    kind: ClassVar[str] = "path"
+    vmlinuz: Path | None = None
+    config: Path | None = None
+    modules: Path | None = None
+    packages: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlSource:
+    """The same in files elsewhere: downloaded once, kept by hash. There are no directories on the web: modules come in
+    `packages`.
+    """
+
+    kind: ClassVar[str] = "url"
+    vmlinuz: RemoteFile | None = None
+    config: RemoteFile | None = None
+    packages: tuple[RemoteFile, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSource:
+    """A kernel tree, built with `config` (a file, or a target such as `defconfig`) and `fragments` on top, each a file
+    that merge_config.sh of the tree understands. Paths are absolute.
+    """
+
+    kind: ClassVar[str] = "tree"
+    tree: Path
+    config: Path | str
+    fragments: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBtf:
+    """BTF in a file: raw, an ELF with .BTF, or a BTFHub archive (.btf.tar.xz)."""
+
+    kind: ClassVar[str] = "file"
+    file: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeBtf:
+    """A tree laid out as BTFHub's: distro/version/arch/RELEASE.btf.tar.xz. `distro` and `version` narrow the search,
+    where two distributions have kernels of one release.
+    """
+
+    kind: ClassVar[str] = "tree"
+    tree: Path
+    distro: str = "*"
+    version: str = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DwarfBtf:
+    """BTF to be made by pahole from debug information: a vmlinux, or a debug package that holds one."""
+
+    kind: ClassVar[str] = "dwarf"
+    dwarf: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteBtf:
+    """BTF in a file elsewhere, forms as of `FileBtf`."""
+
+    kind: ClassVar[str] = "url"
+    remote: RemoteFile
+
+
+BtfSource = FileBtf | TreeBtf | DwarfBtf | RemoteBtf

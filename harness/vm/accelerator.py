@@ -21,7 +21,6 @@ PROBE_SECONDS = 10.0
 
 _DEVICE = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_MACHINES = {"x86_64": "x86_64", "aarch64": "arm64", "riscv64": "riscv64", "s390x": "s390x", "ppc64le": "ppc64le"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ def choose(arch: Architecture, qemu_version: str, store: Store, attempt: Callabl
 
 def _impossible(arch: Architecture) -> str | None:
     """Why KVM need not be tried, or None."""
-    if _MACHINES.get(platform.machine()) != arch.name:
+    if platform.machine() != arch.uname:
         return f"the host is {platform.machine()}, the guest {arch.name}"
     if not _DEVICE.exists():
         return f"there is no {_DEVICE}"

@@ -145,14 +145,16 @@ class Console(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class ResultPort(Plain):
-    """The named virtio-serial port that carries frames."""
+    """The named virtio-serial port that carries frames. `bus` is the architecture's for virtio, `needs` the modules."""
 
     descriptor: int
+    bus: str = "pci"
+    needs: tuple[str, ...] = ("virtio_pci", "virtio_console")
 
     def qemu_args(self) -> tuple[str, ...]:
         return (
             "-chardev", f"socket,id={RESULT_CHARDEV},fd={self.descriptor}",
-            "-device", "virtio-serial-pci,max_ports=2",
+            "-device", f"virtio-serial-{self.bus},max_ports=2",
             "-device", f"virtserialport,nr=1,chardev={RESULT_CHARDEV},name={PORT_NAME}",
         )  # fmt: skip
 
@@ -163,18 +165,25 @@ class ResultPort(Plain):
         return (self.descriptor,)
 
     def modules(self) -> tuple[str, ...]:
-        return ("virtio_pci", "virtio_console")
+        return self.needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultUart(Plain):
-    """The same frames on a second UART, for kernels without virtio_console (old ones given as files)."""
+    """The same frames on a second UART, for kernels without virtio_console (old ones given as files).
+
+    `device` is the guest's name for it, `uart` the QEMU device to add, None where the board has a second of its own.
+    """
 
     device: str
     descriptor: int
+    uart: str | None = None
 
     def qemu_args(self) -> tuple[str, ...]:
-        return ("-chardev", f"socket,id={RESULT_CHARDEV},fd={self.descriptor}", "-serial", f"chardev:{RESULT_CHARDEV}")
+        own = ("-serial", f"chardev:{RESULT_CHARDEV}")
+        added = ("-device", f"{self.uart},chardev={RESULT_CHARDEV}")
+        chardev = ("-chardev", f"socket,id={RESULT_CHARDEV},fd={self.descriptor}")
+        return (*chardev, *(own if self.uart is None else added))
 
     def kernel_args(self) -> tuple[str, ...]:
         return (f"corematrix.tty={self.device}",)
