@@ -1,0 +1,134 @@
+"""Raw BTF out of what holds it: a BTFHub .tar.xz, a raw BTF file, an ELF with .BTF. Nothing in it is trusted.
+
+A member is unpacked as a stream, and only so far as it stays below a limit: a few kilobytes of .xz can ask for
+gigabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import mmap
+import tarfile
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.guest.elf import Elf, is_elf
+from harness.guest.errors import GuestError
+
+LARGEST_BTF = 128 << 20  # bytes; the largest known, of a kernel without deduplication, has 27 MB
+_MEMORY = 256 << 20  # for the decompressor: `xz -9e` asks for 65 MB
+_CHUNK = 1 << 20
+ARCHIVE_SUFFIXES = (".btf.tar.xz", ".tar.xz")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file as it lies there. UsageError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                digest.update(block)
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror}"
+        raise UsageError(message) from error
+    return digest.hexdigest()
+
+
+def read_btf(path: Path, limit: int = LARGEST_BTF) -> bytes:
+    """The raw BTF in a file. UsageError when there is none, it is damaged, or has more than `limit` bytes."""
+    try:
+        if path.name.endswith(ARCHIVE_SUFFIXES):
+            return _from_archive(path, limit)
+        with path.open("rb") as file:
+            if is_elf(file.read(4)):
+                return _from_elf(path)
+            file.seek(0)
+            return _bounded(file.read(limit + 1), path, limit)
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror or error}"
+        raise UsageError(message) from error
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        message = f"{path}: a damaged archive: {error}"
+        raise UsageError(message, remedy="fetch it again") from error
+
+
+def _bounded(data: bytes, path: Path, limit: int) -> bytes:
+    if len(data) > limit:
+        raise _too_much(path, limit)
+    return data
+
+
+def _too_much(path: Path, limit: int) -> UsageError:
+    message = f"{path}: more than {limit >> 20} MB of BTF"
+    return UsageError(message, remedy="no kernel has that much: is it what it says?")
+
+
+class _Unpacked:
+    """An .xz file as a stream that ends with an error once it has given more than `limit` bytes."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._file = path.open("rb")
+        self._decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY)
+        self._left = limit + _CHUNK  # the archive's own headers and padding are no BTF
+        self._path = path
+        self._limit = limit
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, fewer only at the end (tarfile asks for blocks)."""
+        wanted = min(size, _CHUNK) if size >= 0 else _CHUNK
+        parts: list[bytes] = []
+        missing = size if size >= 0 else self._left
+        while missing > 0 and not self._decompressor.eof:
+            data = self._file.read(1 << 16) if self._decompressor.needs_input else b""
+            if not data and self._decompressor.needs_input:
+                message = "the compressed file ends before its end-of-stream marker was reached"
+                raise EOFError(message)
+            part = self._decompressor.decompress(data, min(wanted, missing) or 1)
+            missing -= len(part)
+            self._left -= len(part)
+            if self._left < 0:
+                raise _too_much(self._path, self._limit)
+            parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _from_archive(path: Path, limit: int) -> bytes:
+    stream = _Unpacked(path, limit)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if member.isreg():
+                    return _member(archive, member, path, limit)
+    finally:
+        stream.close()
+    message = f"{path}: no file in this archive"
+    raise UsageError(message, remedy="one raw BTF file is expected, as in BTFHub's archive")
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, limit: int) -> bytes:
+    if member.size > limit:
+        raise _too_much(path, limit)
+    file = archive.extractfile(member)
+    data = file.read() if file is not None else b""
+    if len(data) != member.size:
+        message = f"{path}: {member.name} is cut off ({len(data)} of {member.size} bytes)"
+        raise UsageError(message, remedy="fetch it again")
+    return data
+
+
+def _from_elf(path: Path) -> bytes:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            elf = Elf(data, str(path))  # type: ignore[arg-type]
+            section = elf.section(".BTF")
+            content = elf.content(section) if section is not None else b""
+        except GuestError as error:
+            raise UsageError(error.message) from error
+    if not content:
+        message = f"{path}: an ELF file without a .BTF section"
+        raise UsageError(message, remedy="name a vmlinux built with CONFIG_DEBUG_INFO_BTF, or a raw BTF file")
+    return bytes(content)

@@ -1,0 +1,225 @@
+"""BTF indexed once, opened again in no time: what a sweep keeps in the cache of each kernel's BTF.
+
+Opening BTF costs a walk over 100,000 types and a search for names. The index file holds what those would find, in
+front of the BTF's own types and strings, and is mapped, never read: answering a relocation touches a few pages of it.
+
+    header   magic, sizes
+    places   u32 for each type: where it starts in `types`, in words
+    names    u32 for each type: its name's offset
+    hashes   u32, rising: CRC-32 of the essential name of each named type of a kind that relocations have as root
+    ids      u32 for each hash
+    types    the type section in this machine's byte order
+    strings  the string section
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct
+from typing import BinaryIO
+from zlib import crc32
+
+from harness.errors import UsageError
+from harness.guest import btf as B
+
+_HEADER = Struct("=8sIIIIIIII")
+_MAGIC = b"CMTXidx1"
+# The kinds whose names are hashed. Functions and variables are half of a vmlinux and no relocation's root: the few
+# that are asked for (kfuncs, attach targets) are searched for.
+ROOT_KINDS = frozenset(
+    (
+        B.BTF_KIND_INT, B.BTF_KIND_STRUCT, B.BTF_KIND_UNION, B.BTF_KIND_ENUM, B.BTF_KIND_ENUM64, B.BTF_KIND_FWD,
+        B.BTF_KIND_TYPEDEF, B.BTF_KIND_FLOAT,
+    )
+)  # fmt: skip
+FORMAT = f"1-{sys.byteorder}"  # part of the key in the cache
+
+
+class _Source(B.Btf):
+    """A BTF as read, whose tables are written down. A subclass, since they are nobody else's business."""
+
+    def write_index(self, out: BinaryIO) -> None:
+        """Write the index file."""
+        words, places = self._words, self._places
+        infos = array("I", [words[place + 1] for place in places])
+        names = array("I", [words[place] for place in places])
+        strings = self._strings
+        table = sorted(self._hashed(infos, names))
+        hashes = array("I", [key >> 32 for key in table])
+        ids = array("I", [key & 0xFFFFFFFF for key in table])
+        whole = self._are_whole(names)
+        out.write(
+            _HEADER.pack(
+                _MAGIC, len(places), len(table), len(words), len(strings), self.pointer_size,
+                int(self.byteorder == "little"), int(whole), 0,
+            )
+        )  # fmt: skip
+        for part in (places, names, hashes, ids, words):
+            out.write(memoryview(part))
+        out.write(strings)
+
+    def _hashed(self, infos: array[int], names: array[int]) -> Iterator[int]:
+        """Hash and id of each named type, in one number each so that they sort in C."""
+        strings, known = self._strings, {0: 0}
+        for id_, (info, name) in enumerate(zip(infos, names, strict=True), 1):
+            if name == 0 or info >> 24 & 0x7F not in ROOT_KINDS:
+                continue
+            key = known.get(name)
+            if key is None:
+                end = strings.find(b"\0", name)
+                if end < 0:
+                    raise self._bad(f"string offset {name} outside the string section")
+                text = strings[name:end]
+                key = known[name] = hash_of(text) << 32
+            if key:
+                yield key | id_
+
+    def _are_whole(self, names: array[int]) -> bool:
+        """Does every name begin where a string begins? (One that does not is not found by searching for NULs.)"""
+        before = b"\0" + self._strings
+        try:
+            return not any(map(before.__getitem__, names))
+        except IndexError:
+            raise self._bad("a type's name lies outside the string section") from None
+
+
+def hash_of(name: bytes) -> int:
+    """The hash of a type's name without its flavor; never 0."""
+    if b"___" in name:
+        name = B.essential_name(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return crc32(name) or 1
+
+
+def write_index(data: bytes, path: Path, name: str) -> int:
+    """Index raw BTF into the file `path`; the number of types. MalformedBtf when it is not sound."""
+    source = _Source(data, name)
+    with path.open("wb") as out:
+        source.write_index(out)
+    return source.count - 1
+
+
+class IndexedBtf(B.Btf):
+    """A BTF opened by its index file, to be closed again (or used in `with`). UsageError for a file that is none.
+
+    `all_kinds`: look for names of every kind, also of those that are no relocation's root (slower).
+    """
+
+    def __init__(self, path: Path, name: str, *, all_kinds: bool = False) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fields = _HEADER.unpack_from(self._map) if len(self._map) >= _HEADER.size else (b"",)
+        if fields[0] != _MAGIC:
+            message = f"{path}: not an index of BTF"
+            raise UsageError(message, remedy="remove it from the cache; it is made anew")
+        _, types, hashed, words, strings, pointer_size, little, whole, _ = fields
+        self.name = name
+        self.base = None
+        self.count = types + 1
+        self.start_id = 1
+        self.byteorder = "little" if little else "big"
+        self._pointer_size = pointer_size
+        self._cache: dict[int, B.Type] = {}
+        self._members: dict[int, list[tuple[str, int, int, int]]] = {}
+        self._ids: dict[str, list[int]] = {}
+        self._all_kinds = all_kinds
+        self._whole = bool(whole)
+        self._strings_start = 0
+        self._views: list[memoryview] = []
+        at = _HEADER.size
+        self._places = self._table(at, types)  # type: ignore[assignment]
+        self._names_at = at + 4 * types
+        self._hashes = self._table(self._names_at + 4 * types, hashed)
+        self._hashed_ids = self._table(self._names_at + 4 * (types + hashed), hashed)
+        start = self._names_at + 4 * (types + 2 * hashed)
+        self._words = self._table(start, words)  # type: ignore[assignment]
+        self._strings_at = start + 4 * words
+        self._strings_size = strings
+        if len(self._map) != self._strings_at + strings:
+            message = f"{path}: cut off"
+            raise UsageError(message, remedy="remove it from the cache; it is made anew")
+
+    def _table(self, at: int, length: int) -> memoryview:
+        view = memoryview(self._map)[at : at + 4 * length]
+        self._views.append(view)
+        self._views.append(view.cast("I"))
+        return self._views[-1]
+
+    def close(self) -> None:
+        """Unmap; the BTF cannot be used afterwards."""
+        for view in reversed(self._views):
+            view.release()
+        self._views.clear()
+        self._map.close()
+
+    def __enter__(self) -> IndexedBtf:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def string_bytes(self, offset: int) -> bytes:
+        """The string at `offset`, without its NUL."""
+        if offset >= self._strings_size:
+            raise self._bad(f"string offset {offset} outside the string section")
+        start = self._strings_at + offset
+        return self._map[start : self._map.find(b"\0", start)]
+
+    def ids_by_essential_name(self, essential: str) -> list[int]:
+        """Ids of types whose name without flavor is `essential`, rising; of root kinds only, unless `all_kinds`."""
+        known = self._ids.get(essential)
+        if known is None:
+            known = self._ids[essential] = self._searched(essential) if self._all_kinds else self._looked_up(essential)
+        return known
+
+    def _looked_up(self, essential: str) -> list[int]:
+        wanted = hash_of(essential.encode("utf-8", "surrogateescape"))
+        if B.essential_name(essential) != essential:
+            return self._searched(essential)
+        found = []
+        at = bisect_left(self._hashes, wanted)
+        while at < len(self._hashes) and self._hashes[at] == wanted:
+            id_ = self._hashed_ids[at]
+            if B.essential_name(self.type(id_).name) == essential:
+                found.append(id_)
+            at += 1
+        return found
+
+    def _searched(self, essential: str) -> list[int]:
+        """The slow way, over all names."""
+        return [id_ for id_ in range(1, self.count) if B.essential_name(self._name(id_)) == essential and self._name(id_)]
+
+    def _name(self, id_: int) -> str:
+        return self.string(self._words[self._places[id_ - 1]])
+
+    def find(self, name: str, kind: int) -> int | None:
+        """The first id with exactly that name and kind."""
+        if kind in ROOT_KINDS or not self._whole:
+            candidates = self.ids_by_essential_name(B.essential_name(name)) if kind in ROOT_KINDS else self._searched(
+                B.essential_name(name)
+            )
+        else:
+            candidates = self._ids_of_string(name)
+        return next((id_ for id_ in candidates if self.kind(id_) == kind and self._name(id_) == name), None)
+
+    def _ids_of_string(self, name: str) -> list[int]:
+        """Ids of the types that have this name, whatever their kind: two searches in C."""
+        needle = b"\0%s\0" % name.encode("utf-8", "surrogateescape")
+        found, at = [], self._map.find(needle, self._strings_at)
+        while at >= 0:
+            found += self._ids_of_offset(at + 1 - self._strings_at)
+            at = self._map.find(needle, at + 1)
+        return sorted(found)
+
+    def _ids_of_offset(self, offset: int) -> list[int]:
+        needle, end = offset.to_bytes(4, sys.byteorder), self._names_at + 4 * (self.count - 1)
+        found, at = [], self._map.find(needle, self._names_at, end)
+        while at >= 0:
+            if (at - self._names_at) % 4 == 0:
+                found.append((at - self._names_at) // 4 + 1)
+            at = self._map.find(needle, at + 1, end)
+        return found
