@@ -19,12 +19,24 @@ _ERROR_TEXT_MAX = 4000
 class Decision:
     """What libbpf made of one CO-RE record.
 
-    `prog` is the function's name, `local_spec` and `target_spec` libbpf's text, `candidates` a list of (number, text, matching),
-    `insn` counts in the function. `patched` maps "imm", "off" or "imm64" to (before, after) and "mem_sz" to the sizes;
-    `poisoned` is true for the invalid call, `why` libbpf's reason for it, `fatal` the message it gave up with.
+    `prog` is the function's name, `local_spec` and `target_spec` libbpf's text, `candidates` a list of (number, text,
+    matching), `insn` counts in the function. `patched` maps "imm", "off" or "imm64" to (before, after) and "mem_sz" to
+    the sizes; `poisoned` is true for the invalid call, `why` libbpf's reason for it, `fatal` the message it gave up
+    with.
     """
 
-    __slots__ = ("candidates", "fatal", "fatal_errno", "insn", "local_spec", "patched", "poisoned", "prog", "target_spec", "why")
+    __slots__ = (
+        "candidates",
+        "fatal",
+        "fatal_errno",
+        "insn",
+        "local_spec",
+        "patched",
+        "poisoned",
+        "prog",
+        "target_spec",
+        "why",
+    )
 
     def __init__(self, prog: str) -> None:
         self.prog = prog
@@ -42,10 +54,10 @@ class Decision:
 class DebugLog:
     """Feed it every message; read the attributes when the load is over.
 
-    `decisions` has a Decision for each (section name, number of the record in its section), `found` the candidates
-    by local type id as (id, name, where), `externs` what was said of each extern by name, `warnings` the texts of level warn,
-    `appended` the subprograms behind each entry program as (name, instructions) in order, `refused` the program whose
-    load libbpf gave up before asking the kernel as (name, errno).
+    `decisions` has a Decision for each (section name, number of the record in its section), `found` the candidates by
+    local type id as (id, name, where), `externs` what was said of each extern by name, `warnings` the texts of level
+    warn, `appended` the subprograms behind each entry program as (name, instructions) in order, `refused` the program
+    whose load libbpf gave up before asking the kernel as (name, errno).
     """
 
     def __init__(self) -> None:
@@ -59,8 +71,7 @@ class DebugLog:
 
     def feed(self, level: int, text: str) -> None:
         """One message, as the print callback got it: "libbpf: ...\\n"."""
-        text = text[8:] if text.startswith("libbpf: ") else text
-        text = text.rstrip()
+        text = text.removeprefix("libbpf: ").rstrip()
         if level == LEVEL_WARN:
             self.warnings.append(text[:_ERROR_TEXT_MAX])
         for opening, reader in _READERS:
@@ -69,13 +80,13 @@ class DebugLog:
                 return
 
     # sec 'raw_tp/x': found 4 CO-RE relocations
-    def _on_section(self, text: str, level: int) -> None:
+    def _on_section(self, text: str, _level: int) -> None:
         name, _, rest = text[5:].rpartition("': ")
         if rest.endswith("CO-RE relocations"):
             self._section = name
 
     # CO-RE relocating [13] struct task_struct: found target candidate [114] struct task_struct in [vmlinux]
-    def _on_candidate(self, text: str, level: int) -> None:
+    def _on_candidate(self, text: str, _level: int) -> None:
         local, _, target = text.partition(": found target candidate [")
         if not target:
             return
@@ -118,11 +129,14 @@ class DebugLog:
         elif what.startswith("<"):
             decision.local_spec = what
 
-    # extern (kcfg) #0: symbol 18, off 0, name CONFIG_HZ   extern (kcfg) 'CONFIG_HZ': set to 0xfa   extern 'x' (weak): not resolved, ...
+    # extern (kcfg) #0: symbol 18, off 0, name CONFIG_HZ
+    # extern (kcfg) 'CONFIG_HZ': set to 0xfa
+    # extern 'x' (weak): not resolved, defaulting to zero
     def _on_extern(self, text: str, level: int) -> None:
         numbered = ") #" in text[:20]
         name = text.rpartition(", name ")[2] if numbered else _between(text, "'", "'")
-        entry = self.externs.setdefault(name, {"kind": None, "outcome": None, "value": None, "reason": None, "weak": None})
+        unknown = dict.fromkeys(("kind", "outcome", "value", "reason", "weak"))
+        entry = self.externs.setdefault(name, unknown)
         if "(" in text[:8]:
             entry["kind"] = _EXTERN_KINDS.get(_between(text, "(", ")"))
         said = text.partition("': ")[2]
@@ -169,7 +183,9 @@ def _note_patch(decision: Decision, what: str) -> None:
 
 
 def _note_complaint(decision: Decision, what: str) -> None:
-    """A warning: an unsafe access is followed by the poison, everything else by `failed to relocate` or `failed to patch`."""
+    """A warning: an unsafe access is followed by the poison, everything else by `failed to relocate` or `failed to
+    patch`.
+    """
     if "accesses field incorrectly" in what:
         decision.why = what
     elif what.startswith(("failed to relocate", "failed to patch insn")):

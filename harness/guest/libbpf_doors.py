@@ -1,9 +1,10 @@
 """What stands between libbpf and the kernel while it loads an object: each program gets its own verdict.
 
-libbpf gives an object up at the first refused map or program. Here it is told that all went well: a refused request
-is noted and answered with the descriptor of an empty memory file, so that the object as a whole is relocated with its own autoload
-set and every later program is still asked for, with the attributes libbpf chose for it. Descriptors that libbpf closes when it is
-done (module BTFs, rejected maps) stay open until `release()`, since the evidence loads need them.
+libbpf gives an object up at the first refused map or program. Here it is told that all went well: a refused request is
+noted and answered with the descriptor of an empty memory file, so that the object as a whole is relocated with its own
+autoload set and every later program is still asked for, with the attributes libbpf chose for it. Descriptors that
+libbpf closes when it is done (module BTFs, rejected maps) stay open until `release()`, since the evidence loads need
+them.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ class Verdict:
 class Doors:
     """Takes libbpf's bpf(2) requests for the time of a `with` block.
 
-    `prog_of_insns(address)` names the program whose instructions lie there (None: a probe of libbpf's own), `wanted(name)`
-    says whether to ask the kernel for it, `map_of(name, attributes)` which of the object's maps a BPF_MAP_CREATE is for (None: a
-    probe). After the block `verdicts` holds a Verdict by program name, `sequences` what was asked for each program, refused or not,
-    `map_errors` the errno of each refused map by name, `map_names` the map behind each descriptor.
+    `prog_of_insns(address)` names the program whose instructions lie there (None: a probe of libbpf's own),
+    `wanted(name)` says whether to ask the kernel for it, `map_of(name, attributes)` which of the object's maps a
+    BPF_MAP_CREATE is for (None: a probe). After the block `verdicts` holds a Verdict by program name, `sequences` what
+    was asked for each program, refused or not, `map_errors` the errno of each refused map by name, `map_names` the map
+    behind each descriptor.
     """
 
     def __init__(self, lib: Library, bpf: Bpf) -> None:
@@ -57,9 +59,9 @@ class Doors:
         self._bpf = bpf
         self._stand_ins: set[tuple[int, int]] = set()
         self._open: list[int] = []
-        self.prog_of_insns: Callable[[int], str | None] = lambda address: None
-        self.wanted: Callable[[str], bool] = lambda name: True
-        self.map_of: Callable[[str, tuple[int, ...]], str | None] = lambda name, attributes: None
+        self.prog_of_insns: Callable[[int], str | None] = lambda _address: None
+        self.wanted: Callable[[str], bool] = lambda _name: True
+        self.map_of: Callable[[str, tuple[int, ...]], str | None] = lambda _name, _attributes: None
         self.verdicts: dict[str, Verdict] = {}
         self.sequences: dict[str, ProgLoad] = {}
         self.map_errors: dict[str, int] = {}
@@ -97,7 +99,8 @@ class Doors:
             if answer is not None:
                 return answer(self, number, command, attr, *rest)
         elif number == self._nr_dup3 and command in self.map_names:
-            self.map_names[attr] = self.map_names[command]  # since 1.4 a map gets the number its instructions already hold
+            # Since 1.4 a map is moved to the number its instructions already hold.
+            self.map_names[attr] = self.map_names[command]
         return self._lib.real_syscall(number, command, attr, *rest)
 
     def _prog_load(self, number: int, command: int, attr: int, *rest: int) -> int:
@@ -107,12 +110,14 @@ class Doors:
         load = self.sequences[name] = _read_load(attr, rest[0])
         if not self.wanted(name):
             return self._stand_in()
-        verdict = self.verdicts[name] = self._ask(load, lambda: self._lib.real_syscall(number, command, attr, *rest), attr)
+        request = (number, command, attr, *rest)
+        verdict = self.verdicts[name] = self._ask(load, lambda: self._lib.real_syscall(*request), attr)
         return os.dup(verdict.fd) if verdict.fd is not None else self._stand_in()
 
     def _ask(self, load: ProgLoad, request: Callable[[], int], attr: int) -> Verdict:
-        """The verdict, from libbpf's own attributes but for the log: statistics first, and after a refusal what a person
-        would read (level 1). A log that does not fit is ENOSPC and no verdict: then once more without one."""
+        """The verdict, from libbpf's own attributes but for the log: statistics first, and after a refusal what a
+        person would read (level 1). A log that does not fit is ENOSPC and no verdict: then once more without one.
+        """
         fd, errno, log = self._attempt(request, attr, LOG_STATS)
         truncated = errno == _ENOSPC
         if truncated:
@@ -180,7 +185,9 @@ class Doors:
         return fd
 
     def is_stand_in(self, fd: int) -> bool:
-        """Whether `fd` (or what it was duplicated from: libbpf 1.4 and later dup3() onto a number chosen before) is one of ours."""
+        """Whether `fd` (or what it was duplicated from: libbpf 1.4 and later dup3() onto a number chosen before) is one
+        of ours.
+        """
         try:
             status = os.fstat(fd)
         except OSError:
@@ -216,7 +223,9 @@ def _read_load(attr: int, size: int) -> ProgLoad:
 
 
 def _read_fd_array(address: int, insns: bytes) -> list[int]:
-    """As many entries as kernel function calls use (their `off` is an index; the attribute does not say how many there are)."""
+    """As many entries as kernel function calls use (their `off` is an index; the attribute does not say how many there
+    are).
+    """
     if not address:
         return []
     last = -1

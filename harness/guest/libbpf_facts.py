@@ -1,7 +1,8 @@
-"""Facts (docs/facts.md) from what libbpf did: its decisions, the programs it asked the kernel for, and what the kernel said.
+"""Facts (docs/facts.md) from what libbpf did: its decisions, the programs it asked the kernel for, and what the kernel
+said.
 
-Names of functions, relocations and externs come from the object file (`bpf_object`), places from libbpf's own account of what it
-appended where, values from its debug output, instructions from its requests: nothing here relocates.
+Names of functions, relocations and externs come from the object file (`bpf_object`), places from libbpf's own account
+of what it appended where, values from its debug output, instructions from its requests: nothing here relocates.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ _STAGES = (
 
 
 class Record:
-    """One CO-RE record of the object: `key` is libbpf's (section, number), `func` the function that holds `insn` (None: the
-    static linker dropped it), `index` its place among those libbpf decided on."""
+    """One CO-RE record of the object: `key` is libbpf's (section, number), `func` the function that holds `insn` (None:
+    the static linker dropped it), `index` its place among those libbpf decided on.
+    """
 
     __slots__ = ("func", "index", "insn", "key", "kind", "type_id")
 
@@ -172,14 +174,17 @@ class Facts:
         attach = lib.libbpf_bpf_attach_type_str(number) if number or kind == b"cgroup_skb" else None
         entry = self._progs[name] = {
             "name": name, "section": section, "prog_type": kind.decode() if kind and kind != b"unspec" else None,
-            "expected_attach_type": attach.decode() if attach else None, "attach_target": section.partition("/")[2] or None,
-            "autoload": load.autoload[name], "sleepable": False, "loaded": False, "alone": False, "stage": None, "errno": None,
-            "error": None, "unsupported": None, "adaptations": [], "verifier": None, "log": "", "log_truncated": False,
+            "expected_attach_type": attach.decode() if attach else None,
+            "attach_target": section.partition("/")[2] or None, "autoload": load.autoload[name], "sleepable": False,
+            "loaded": False, "alone": False, "stage": None, "errno": None, "error": None,
+            "unsupported": None, "adaptations": [], "verifier": None, "log": "", "log_truncated": False,
             "insns": "", "funcs": [], "refs": [], "relos": [], "evidence": None, "attach": None,
         }  # fmt: skip
         return entry
 
-    def refusal(self, load: Load, name: str, stage: str, errno: int | None, error: str, unsupported: str | None = None) -> None:
+    def refusal(
+        self, load: Load, name: str, stage: str, errno: int | None, error: str, unsupported: str | None = None
+    ) -> None:
         """A program that libbpf gave up before the kernel was asked."""
         entry = self._entry(load, name, load.progs[name])
         entry.update(stage=stage, errno=errno, error=error, unsupported=unsupported)
@@ -329,7 +334,8 @@ class Facts:
                 "has_btf": opened.btf is not None, "license": opened.license, "machine": opened.elf.machine,
                 "producer": None, "btf_error": opened.btf_error,
             },
-            "object_error": self.error, "externs": self._externs, "core_relos": [lines[index] for index in sorted(lines)],
+            "object_error": self.error, "externs": self._externs,
+            "core_relos": [lines[index] for index in sorted(lines)],
             "skipped_core_relos": self._skipped, "maps": self._maps, "progs": list(self._progs.values()),
             "seconds": {phase: round(spent, 6) for phase, spent in self._seconds.items()},
         }  # fmt: skip

@@ -1,9 +1,9 @@
 """libbpf.so.1 through ctypes: its functions, its debug output, and the doors it has to the kernel.
 
-libbpf's code is not touched. What is changed are three slots of its global offset table: `syscall` and `close` lead through
-a callback of ours, so that a caller sees each bpf(2) request of the real libbpf and may answer one in the kernel's place;
-`gzopen`, by which it reads the system's Kconfig, lets a caller say where that lies.
-The slots are found as the dynamic linker finds them (ELF gABI, "Dynamic Linking"; struct link_map in glibc's <link.h>).
+libbpf's code is not touched. What is changed are three slots of its global offset table: `syscall` and `close` lead
+through a callback of ours, so that a caller sees each bpf(2) request of the real libbpf and may answer one in the
+kernel's place; `gzopen`, by which it reads the system's Kconfig, lets a caller say where that lies. The slots are found
+as the dynamic linker finds them (ELF gABI, "Dynamic Linking"; struct link_map in glibc's <link.h>).
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "libbpf_unregister_prog_handler": (c_int, (c_int,)),
 }
 
-# int (*libbpf_print_fn_t)(enum libbpf_print_level, const char *, va_list): a va_list argument is a pointer on x86_64 (array type), arm64
-# (a composite above 16 bytes goes by reference, AAPCS64 6.8.2), riscv64, s390x and ppc64; so it can be handed to vsnprintf as one.
+# int (*libbpf_print_fn_t)(enum libbpf_print_level, const char *, va_list): a va_list argument is a pointer on x86_64
+# (array type), arm64 (a composite above 16 bytes goes by reference, AAPCS64 6.8.2), riscv64, s390x and ppc64; so it can
+# be handed to vsnprintf as one.
 _PRINT = CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
 # long syscall(long number, ...): variadic integer arguments travel as named ones do in the same ABIs.
 _SYSCALL = CFUNCTYPE(c_long, *([c_long] * 7), use_errno=True)
@@ -83,7 +84,9 @@ class _LinkMap(ctypes.Structure):
 
 
 class OpenOpts(ctypes.Structure):
-    """struct bpf_object_open_opts up to kernel_log_level: libbpf accepts any size whose unknown tail is zero (OPTS_VALID)."""
+    """struct bpf_object_open_opts up to kernel_log_level: libbpf accepts any size whose unknown tail is zero
+    (OPTS_VALID).
+    """
 
     _fields_ = (
         ("sz", c_size_t),
@@ -105,10 +108,10 @@ class OpenOpts(ctypes.Structure):
 class Library:
     """A loaded libbpf. `version` is "1.1.2"; each function of the table above is an attribute.
 
-    One per process: the patched slots and the print callback belong to the shared object, not to a caller. `syscall` and
-    `close` are the doors (None: straight through), `kconfig_path` is read where libbpf looks for the system's Kconfig
-    (None: where it lies), `on_print` receives (level, text) of each message, `trouble` is what went wrong in one of these.
-    Raises Unsupported when there is no such library, or it lacks a function (older than 1.0).
+    One per process: the patched slots and the print callback belong to the shared object, not to a caller. `syscall`
+    and `close` are the doors (None: straight through), `kconfig_path` is read where libbpf looks for the system's
+    Kconfig (None: where it lies), `on_print` receives (level, text) of each message, `trouble` is what went wrong in
+    one of these. Raises Unsupported when there is no such library, or it lacks a function (older than 1.0).
     """
 
     def __init__(self, path: str = DEFAULT_PATH) -> None:
@@ -136,7 +139,7 @@ class Library:
         slots = self._slots()
         gzopen = b"gzopen64" if b"gzopen64" in slots else b"gzopen"  # <zlib.h> renames it with large file support
         self._real_gzopen = _GZOPEN(c_ulong.from_address(slots[gzopen][0]).value) if gzopen in slots else None
-        self._redirect(slots, {b"syscall": self._callbacks[1], b"close": self._callbacks[2], gzopen: self._callbacks[3]})
+        self._redirect(slots, dict(zip((b"syscall", b"close", gzopen), self._callbacks[1:])))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -172,7 +175,7 @@ class Library:
     def _close(self, fd: int) -> int:
         if self.close is not None:
             return self.close(fd)
-        return self._libc.close(fd)
+        return int(self._libc.close(fd))
 
     def _gzopen(self, path: bytes, mode: bytes) -> int | None:
         if self.kconfig_path is not None:
@@ -181,12 +184,14 @@ class Library:
 
     def real_syscall(self, number: int, *arguments: int) -> int:
         """syscall(2) itself: -1 and ctypes' errno on failure, as in C."""
-        return self._libc.syscall(number, *arguments)
+        return int(self._libc.syscall(number, *arguments))
 
     # --- global offset table ------------------------------------------------------------------------------------------
 
     def _dynamic(self) -> dict[int, int]:
-        """The dynamic section as tag -> value; addresses are absolute (glibc relocates them in place on most machines only)."""
+        """The dynamic section as tag -> value; addresses are absolute (glibc relocates them in place on most machines
+        only).
+        """
         words = ctypes.cast(self._link.l_ld, POINTER(c_ulong))
         base, entries, index = self._link.l_addr, {}, 0
         while words[index] != _DT_NULL:
@@ -199,7 +204,8 @@ class Library:
 
     def _slots(self) -> dict[bytes, list[int]]:
         """Addresses of the words that hold each imported function's address, by the function's name."""
-        dynamic, slots = self._dynamic(), {}
+        dynamic = self._dynamic()
+        slots: dict[bytes, list[int]] = {}
         for table, size in ((_DT_JMPREL, _DT_PLTRELSZ), (_DT_RELA, _DT_RELASZ)):
             start = dynamic.get(table, 0)
             for record in range(start, start + dynamic.get(size, 0), _SIZEOF_RELA):
@@ -211,11 +217,13 @@ class Library:
         return slots
 
     def _redirect(self, slots: dict[bytes, list[int]], doors: dict[bytes, Any]) -> None:
-        """Point the slots at our callbacks. Debian links with -z relro -z now, so their page is read-only until we ask."""
+        """Point the slots at our callbacks. Debian links with -z relro -z now: their page is read-only until we ask."""
         page = os.sysconf("SC_PAGE_SIZE")
         for name, callback in doors.items():
             if name not in slots:
-                raise Unsupported(f"libbpf {self.version} does not import {name.decode()}() from libc: its requests cannot be seen")
+                raise Unsupported(
+                    f"libbpf {self.version} does not import {name.decode()}(): its requests cannot be seen"
+                )
             for slot in slots[name]:
                 start = slot & -page
                 if self._libc.mprotect(c_void_p(start), c_size_t(page), _PROT_READ | _PROT_WRITE):

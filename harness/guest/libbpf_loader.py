@@ -1,10 +1,11 @@
 """The second loader: the real libbpf.so.1. Same facts (docs/facts.md) as the first, from somebody else's code.
 
-The object is opened and loaded by libbpf as a whole, with its own autoload set; `libbpf_doors` sees to it that one refused program or map
-does not hide the others. What libbpf gives up without asking the kernel is settled here:
+The object is opened and loaded by libbpf as a whole, with its own autoload set; `libbpf_doors` sees to it that one
+refused program or map does not hide the others. What libbpf gives up without asking the kernel is settled here:
 
-- a program whose attach target cannot be found ends bpf_object__load(). It is noted, and the object loaded again with a section handler
-  for that program that looks for no target (libbpf_register_prog_handler), so that relocation still covers it;
+- a program whose attach target cannot be found ends bpf_object__load(). It is noted, and the object loaded again with a
+  section handler for that program that looks for no target (libbpf_register_prog_handler), so that relocation still
+  covers it;
 - a CO-RE relocation that is fatal ends it for all: the object is loaded again without the program that holds it.
 """
 
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
 _libraries: dict[str, Library] = {}
 
 # veristat's fixup_obj(): programs leave the size of these to whoever loads them; 0 is right for maps that take none.
-_SIZELESS_MAPS = frozenset(("sk_storage", "task_storage", "inode_storage", "cgrp_storage", "cgroup_storage", "percpu_cgroup_storage", "struct_ops"))
+_SIZELESS_MAPS = frozenset(
+    (
+        "sk_storage",
+        "task_storage",
+        "inode_storage",
+        "cgrp_storage",
+        "cgroup_storage",
+        "percpu_cgroup_storage",
+        "struct_ops",
+    )
+)
 
 _STACK_TRACE_BYTES = 8 * 127  # as our own loader chooses: sysctl kernel.perf_event_max_stack as it comes
 
@@ -39,8 +50,8 @@ def library(path: str = DEFAULT_PATH) -> Library:
     """libbpf, loaded once per process. Unsupported when there is none."""
     if path not in _libraries:
         lib = _libraries[path] = Library(path)
-        # Before 1.3 unregistering the last handler leaves a freed table behind (realloc to 0 bytes), and the next registration
-        # frees it again: one that matches no section stays for good.
+        # Before 1.3 unregistering the last handler leaves a freed table behind (realloc to 0 bytes), and the next
+        # registration frees it again: one that matches no section stays for good.
         lib.libbpf_register_prog_handler(b"corematrix/none", 1, 0, None)
         _raise_open_files()
     return _libraries[path]
@@ -56,7 +67,8 @@ def _raise_open_files() -> None:
 class Load:
     """One open and load of the object.
 
-    After `run()`: `error` (0 or a positive errno, of opening when `obj` is None), `log`, `doors`, `progs` and `maps` (names -> pointers).
+    After `run()`: `error` (0 or a positive errno, of opening when `obj` is None), `log`, `doors`, `progs` and `maps`
+    (names -> pointers).
     """
 
     def __init__(self, lib: Library, bpf: Any, request: dict[str, Any]) -> None:
@@ -73,8 +85,9 @@ class Load:
         self._handlers: list[int] = []
 
     def open(self, data: bytes, machine: Any, refused: dict[str, tuple[int, int]], left_out: set[str]) -> None:
-        """bpf_object__open_mem(), then what a caller may change before loading. `refused` (section -> type, attach type) are
-        sections whose programs need look for no target, `left_out` programs that are not to be relocated."""
+        """bpf_object__open_mem(), then what a caller may change before loading. `refused` (section -> type, attach
+        type) are sections whose programs need look for no target, `left_out` programs that are not to be relocated.
+        """
         started = time.perf_counter()
         lib = self.lib
         lib.on_print = self.log.feed
@@ -106,7 +119,7 @@ class Load:
             item = following(self.obj or 0, item)
 
     def _map_name(self, pointer: int) -> str:
-        """The name in the kernel: libbpf itself calls maps of custom data sections (.rodata.str1.1) by the section's."""
+        """The name in the kernel: at most 15 bytes; libbpf tells the section's for custom data sections."""
         name = self.lib.bpf_map__name(pointer).decode()
         internal = name.startswith(".") and self.lib.bpf_map__is_internal(pointer)
         return internal_map_name(object_name(self.request["name"]), name) if internal else name
@@ -137,16 +150,16 @@ class Load:
         return None
 
     def _map_of(self, name: str, attributes: tuple[int, ...]) -> str | None:
-        """The object's map that a request creates: by kernel name (15 bytes), or by shape where the kernel knows no names; of
-        several the first that is not there yet, since libbpf creates them in order."""
+        """The object's map that a request creates: by kernel name (15 bytes), or by shape where the kernel knows no
+        names; of several the first that is not there yet, since libbpf creates them in order.
+        """
         lib, found = self.lib, None
         for own, pointer in self.maps.items():
             inner = lib.bpf_map__inner_map(pointer)
             for candidate in (pointer, inner) if inner is not None else (pointer,):
-                # Since 1.4 the kernel is told the section's whole name for maps of custom data sections.
-                names = {lib.bpf_map__name(candidate).decode("latin-1")[:15], own[:15] if candidate == pointer else ""}
-                shape = (lib.bpf_map__type(candidate), lib.bpf_map__key_size(candidate), lib.bpf_map__value_size(candidate))
-                if name in names if name else shape == attributes[:3]:
+                known = lib.bpf_map__name(candidate).decode("latin-1")[:15]
+                sizes = lib.bpf_map__key_size(candidate), lib.bpf_map__value_size(candidate)
+                if name == known if name else (lib.bpf_map__type(candidate), *sizes) == attributes[:3]:
                     if own not in self.doors.map_names.values():
                         return own
                     found = found or own
@@ -168,7 +181,9 @@ class Load:
 class Judge:
     """One request: the object is loaded as often as libbpf gives it up for a reason that concerns one program only."""
 
-    def __init__(self, machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._machine = machine
         self._data = data
         self._request = request
@@ -225,7 +240,7 @@ class Judge:
         return name not in (self._request.get("skip_progs") or ()) and (chosen is None or name in chosen)
 
     def _note_refused(self, load: Load) -> bool:
-        """libbpf gave up at a program: note it, and have the next load pass it by. False when that did not help before."""
+        """libbpf gave up at a program: note it, have the next load pass it by. False when that did not help before."""
         if load.log.refused is None:
             return False
         name, errno = load.log.refused
@@ -233,7 +248,8 @@ class Judge:
         section = _section(lib, load.progs[name])
         if section in self._refused:
             return False
-        self._refused[section] = (lib.bpf_program__type(load.progs[name]) or 1, lib.bpf_program__expected_attach_type(load.progs[name]))
+        prog = load.progs[name]
+        self._refused[section] = (lib.bpf_program__type(prog) or 1, lib.bpf_program__expected_attach_type(prog))
         unsupported = "section" if "missing BPF prog type" in " ".join(load.log.warnings) else "attach_target"
         words = "\n".join(_last_words(load.log.warnings, name))
         for other, pointer in load.progs.items():
@@ -244,8 +260,9 @@ class Judge:
         return True
 
     def _note_fatal(self, load: Load) -> bool:
-        """A relocation ended it for all: leave out the program that holds it. Nothing more can be said when it is in a subprogram
-        (libbpf relocates them whether they are called or not), or when it was something else."""
+        """A relocation ended it for all: leave out the program that holds it. Nothing more can be said when it is in a
+        subprogram (libbpf relocates them whether they are called or not), or when it was something else.
+        """
         stage, errno, message, relo = self._facts.reason_to_give_up(load)
         culprit = load.log.decisions[relo].prog if relo is not None else None
         if culprit in load.progs and culprit not in self._left_out:
@@ -264,7 +281,7 @@ class Judge:
 
 
 def _section(lib: Library, prog: int) -> str:
-    return lib.bpf_program__section_name(prog).decode()
+    return str(lib.bpf_program__section_name(prog).decode())
 
 
 def _last_words(warnings: list[str], prog: str) -> list[str]:
@@ -272,10 +289,13 @@ def _last_words(warnings: list[str], prog: str) -> list[str]:
     return [text for text in warnings if text.startswith("prog '" + prog + "'")][-3:] or warnings[-1:]
 
 
-def judge(machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Facts about `data` as libbpf sees it. `machine` gives `bpf`, `facts()`, and what libbpf cannot find in this guest by itself
-    (`kconfig_override`, `btf_override`: paths); `request["libbpf"]` names another library than libbpf.so.1. Raises Unsupported
-    when there is no libbpf."""
+def judge(
+    machine: Any, data: bytes, request: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Facts about `data` as libbpf sees it. `machine` gives `bpf`, `facts()`, and what libbpf cannot find in this guest
+    by itself (`kconfig_override`, `btf_override`: paths); `request["libbpf"]` names another library than libbpf.so.1.
+    Raises Unsupported when there is no libbpf.
+    """
     return Judge(machine, data, request, progress).judge()
 
 

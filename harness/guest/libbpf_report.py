@@ -25,7 +25,9 @@ _GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 
 
 def object_name(name: str) -> str:
-    """What libbpf would call the object had it opened the file itself (bpf_object__new): the base name up to the first dot."""
+    """What libbpf would call the object had it opened the file itself (bpf_object__new): the base name up to the first
+    dot.
+    """
     return os.path.basename(name).partition(".")[0]
 
 
@@ -61,7 +63,7 @@ class _Image:
 
 
 def apply_settings(file: BpfObject, images: dict[str, tuple[int, int]], values: dict[str, str]) -> None:
-    """Write the request's values into libbpf's images of read-only data (name -> address, size). Raises SettingError."""
+    """Write the request's values into libbpf's read-only images (name -> address, size). Raises SettingError."""
     maps = [_Image(name, *place) for name, place in images.items()]
     settings.apply(file, maps, btf_load.variable_places(file), values)  # type: ignore[arg-type]
 
@@ -82,7 +84,9 @@ def collect_evidence(
     subject.processed = entry["verifier"]["processed_insns"] if entry["verifier"] else None
     collector = Collector(machine.bpf, features["dead_code_removal"] and features["btf_func"])
     try:
-        return collector.collect(subject, lambda phase: progress({"type": "progress", "phase": phase, "prog": entry["name"]}))
+        return collector.collect(
+            subject, lambda phase: progress({"type": "progress", "phase": phase, "prog": entry["name"]})
+        )
     finally:
         collector.close()
         seconds["evidence"] += perf_counter() - started

@@ -307,7 +307,7 @@ def _is_var(btf: B.Btf, type_id: int) -> bool:
 def internal_map_name(name: str, real_name: str) -> str:
     """At most 15 characters: as much of the object's name as fits before the section's (internal_map_name())."""
     suffix = min(max(7, len(real_name)), 15)
-    prefix = min(15 - suffix, len(name))
+    prefix = 0 if "." in real_name[1:] else min(15 - suffix, len(name))  # .rodata.str1.1 goes by its own name
     text = (name[:prefix] + real_name[:suffix])[:15]
     return "".join(c if c.isalnum() or c in "_." else "_" for c in text)
 

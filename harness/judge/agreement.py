@@ -1,8 +1,9 @@
-"""Do two loaders agree on an object? Facts of our own loader against facts of the real libbpf, from the same kernel: pure.
+"""Do two loaders agree on an object? Facts of our own loader against facts of the real libbpf, from the same kernel:
+pure.
 
-Compared are what libbpf's users would notice: whether the object and each program load and where they are refused, every relocation's
-outcome, values and bytes, externs, and all final instructions, with what differs by nature (descriptors, module indexes,
-kernel addresses) replaced by the names in `refs`. Texts for people are not compared.
+Compared are what libbpf's users would notice: whether the object and each program load and where they are refused,
+every relocation's outcome, values and bytes, externs, and all final instructions, with what differs by nature
+(descriptors, module indexes, kernel addresses) replaced by the names in `refs`. Texts for people are not compared.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _MAX_INSN_ROWS = 5
 def disagreements(python: Facts, libbpf: Facts) -> list[Row]:
     """What the two do not agree on; empty when they do.
 
-    A row has `what` (object, skipped, core_relo, extern, map, prog, insns), `where` (its name), `field`, and what each says under
-    `python` and `libbpf`.
+    A row has `what` (object, skipped, core_relo, extern, map, prog, insns), `where` (its name), `field`, and what each
+    says under `python` and `libbpf`.
     """
     errors = [facts["object_error"] for facts in (python, libbpf)]
     stages = {error["stage"] for error in errors if error is not None}
@@ -45,12 +46,14 @@ def _row(what: str, where: str, field: str, mine: object, theirs: object) -> Row
 
 def _object(python: Facts, libbpf: Facts) -> Iterator[Row]:
     mine, theirs = python["object_error"], libbpf["object_error"]
-    if (mine is None) != (theirs is None):
-        yield _row("object", "", "object_error", _brief(mine), _brief(theirs))
-    elif mine is not None and (mine["stage"], mine["errno"]) != (theirs["stage"], theirs["errno"]):
+    if _place(mine) != _place(theirs):
         yield _row("object", "", "object_error", _brief(mine), _brief(theirs))
     if python["skipped_core_relos"] != libbpf["skipped_core_relos"] and mine is None:
         yield _row("skipped", "", "skipped_core_relos", python["skipped_core_relos"], libbpf["skipped_core_relos"])
+
+
+def _place(error: Mapping[str, Any] | None) -> tuple[str, int | None] | None:
+    return None if error is None else (error["stage"], error["errno"])
 
 
 def _brief(error: Mapping[str, Any] | None) -> str | None:
@@ -107,7 +110,12 @@ def _number(text: object) -> int | None:
 
 
 def _named(
-    what: str, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], compare: Any, *, only_common: bool = False
+    what: str,
+    mine: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    compare: Any,
+    *,
+    only_common: bool = False,
 ) -> Iterator[Row]:
     ours = {row["name"]: row for row in mine}
     others = {row["name"]: row for row in theirs}
@@ -125,7 +133,9 @@ def _named(
 
 
 def _gave_up_for_all(libbpf: Facts) -> bool:
-    """libbpf relocates subprograms whether they are called or not: a fatal relocation in one leaves it no program to judge."""
+    """libbpf relocates subprograms whether they are called or not: a fatal relocation in one leaves it no program to
+    judge.
+    """
     error = libbpf["object_error"]
     if error is None or error["stage"] != "core":
         return False
@@ -146,7 +156,9 @@ def _progs(python: Facts, libbpf: Facts) -> Iterator[Row]:
 def _prog(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Row]:
     fields = ("autoload", "loaded", "stage", "errno", "prog_type", "section")
     for field, one, other in _fields(mine, theirs, fields):
-        yield _row("prog", name, field, one if field != "errno" else _why(mine), other if field != "errno" else _why(theirs))
+        yield _row(
+            "prog", name, field, one if field != "errno" else _why(mine), other if field != "errno" else _why(theirs)
+        )
     if mine["insns"] and theirs["insns"] and not (mine["stage"] == theirs["stage"] == "pre_verifier"):
         yield from _insns(name, mine, theirs)
 
@@ -176,10 +188,11 @@ def _spelled(insn: tuple[object, ...]) -> str:
 
 
 def normalised(prog: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """The final instructions of a program's facts as (code, registers, off, imm), with names for what the loader made up.
+    """The final instructions of a program's facts as (code, registers, off, imm), with names for what the loader made
+    up.
 
-    A map's descriptor, a module's index among the descriptors of kernel functions, a module BTF's descriptor and a kernel
-    address are replaced; offsets into a map and BTF type ids are the same for every loader and stay.
+    A map's descriptor, a module's index among the descriptors of kernel functions, a module BTF's descriptor and a
+    kernel address are replaced; offsets into a map and BTF type ids are the same for every loader and stay.
     """
     code = base64.b64decode(prog["insns"])
     insns: list[tuple[object, ...]] = list(struct.iter_unpack("<BBhi", code))

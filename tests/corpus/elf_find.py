@@ -1,7 +1,8 @@
 """Finds BPF objects inside other files: skeletons are whole ELF files in an executable's read-only data.
 
-An object starts with the ELF magic, is a 64-bit relocatable for EM_BPF, and ends where its last section or its section header table
-ends (System V gABI): nothing else says how long it is. Compressed copies (Python wheels, bitcode archives) are not looked into.
+An object starts with the ELF magic, is a 64-bit relocatable for EM_BPF, and ends where its last section or its section
+header table ends (System V gABI): nothing else says how long it is. Compressed copies (Python wheels, bitcode archives)
+are not looked into.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """BPF objects that Debian ships, none of them ours: `python -m tests.corpus.fetch` fetches and lists them.
 
-Packages come through the house's own apt client, verified by hash; the objects in them are kept in the cache by content, and the
-list (`corpus.json` beside it) says which package and file each comes from. Nothing of it is ever committed.
+Packages come through the house's own apt client, verified by hash; the objects in them are kept in the cache by
+content, and the list (`corpus.json` beside it) says which package and file each comes from. Nothing of it is ever
+committed.
 """
 
 from __future__ import annotations
@@ -26,21 +27,23 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SUITES = ("bookworm", "trixie", "sid")
 _DEBIAN = AptRepository(name="debian", uri="http://deb.debian.org/debian", keyring=_KEYRING, suites=SUITES)
 
-# Packages that hold BPF objects, found by looking into whatever depends on libbpf1 or is named for BPF. systemd, perf, bpftool, QEMU and
-# others embed skeletons in executables and libraries; the rest install files.
+# Packages that hold BPF objects, found by looking into whatever depends on libbpf1 or is named for BPF. systemd, perf,
+# bpftool, QEMU and others embed skeletons in executables and libraries; the rest install files.
 PACKAGES = (
-    "libbpf-tools", "xdp-tools", "xdp-tests", "libxdp1", "systemd", "systemd-container", "linux-perf", "linux-perf-*", "bpftool", "bpftrace",
-    "ir-keytable", "qemu-system-x86", "suricata", "libknot13", "libknot15", "libknot16", "dnsdist", "bpfilter", "libbpfilter0",
-    "opensnitch-ebpf-modules", "udev-hid-bpf", "bpftune", "libbpftune0", "oar-common", "pmacct", "mimic", "fastnetmon", "rsched",
-    "rtc-testbench", "network-manager", "pcp", "bpftop", "nsd", "stalld", "libsystemd-shared", "golang-github-cilium-ebpf-dev",
-    "librte-net-tap23", "librte-net-tap25", "librte-net-tap26", "ptcpdump", "dae", "passt", "scx", "iproute2",
+    "libbpf-tools", "xdp-tools", "xdp-tests", "libxdp1", "systemd", "systemd-container", "libsystemd-shared",
+    "linux-perf", "linux-perf-*", "bpftool", "bpftrace", "ir-keytable", "qemu-system-x86", "suricata", "libknot13",
+    "libknot15", "libknot16", "dnsdist", "bpfilter", "libbpfilter0", "opensnitch-ebpf-modules", "udev-hid-bpf",
+    "bpftune", "libbpftune0", "oar-common", "pmacct", "mimic", "fastnetmon", "rsched", "rtc-testbench",
+    "network-manager", "pcp", "bpftop", "nsd", "stalld", "golang-github-cilium-ebpf-dev", "librte-net-tap23",
+    "librte-net-tap25", "librte-net-tap26", "iproute2", "passt",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusObject:
-    """One distinct object: `name` for people, `sha256` where it lies in the store, `package`, `version` and `suite` it was first
-    seen in, `file` in that package."""
+    """One distinct object: `name` for people, `sha256` where it lies in the store, `package`, `version` and `suite` it
+    was first seen in, `file` in that package.
+    """
 
     name: str
     sha256: str
@@ -66,10 +69,14 @@ def fetch_all(store: Store, suites: tuple[str, ...] = SUITES) -> list[CorpusObje
 
 
 def _packages(client: AptClient, suite: str) -> Iterator[Package]:
-    """The newest version of each package of the list that the suite has (of the versioned linux-perf-X only what linux-perf is)."""
+    """The newest version of each package of the list that the suite has (of the versioned linux-perf-X only what
+    linux-perf is).
+    """
     seen = set()
     for glob in PACKAGES:
-        for package in client.matching(glob, [suite], "amd64") if "*" in glob else client.named(glob, [suite], "amd64")[:1]:
+        for package in (
+            client.matching(glob, [suite], "amd64") if "*" in glob else client.named(glob, [suite], "amd64")[:1]
+        ):
             if package.name not in seen and not package.name.endswith("-dbg"):
                 seen.add(package.name)
                 yield package
@@ -100,7 +107,13 @@ def _extract(store: Store, package: Package, suite: str, path: Path) -> Iterator
             stem = PurePosixPath(member.name).name
             name = stem if number == 0 else f"{stem}#{number}"
             yield CorpusObject(
-                name=name, sha256=digest, size=len(data), package=package.name, version=package.version, suite=suite, file=member.name
+                name=name,
+                sha256=digest,
+                size=len(data),
+                package=package.name,
+                version=package.version,
+                suite=suite,
+                file=member.name,
             )
 
 

@@ -1,7 +1,9 @@
-"""Both loaders on every object of the corpus, compared: `python -m tests.corpus.run [--local] [--sample N] [OBJECT...]`.
+"""Both loaders on every object of the corpus, compared: `python -m tests.corpus.run [--local] [--sample N]
+[OBJECT...]`.
 
-`--local` asks this machine's kernel (root); `--kernels GLOB` boots guests of the matrix. Each batch of objects is judged in a process of its
-own, so that one that dies takes nothing else with it. The summary goes to stdout, `--json` keeps every disagreement.
+`--local` asks this machine's kernel (root); `--kernels GLOB` boots guests of the matrix. Each batch of objects is
+judged in a process of its own, so that one that dies takes nothing else with it. The summary goes to stdout, `--json`
+keeps every disagreement.
 """
 
 from __future__ import annotations
@@ -66,8 +68,10 @@ def run_local(objects: Sequence[tuple[str, Path]], libbpf: str | None) -> Iterat
         for name, path in batch:
             if name in answers:
                 both = answers[name]
-                yield compare(name, "local", both["python"], both["libbpf"]) if "python" in both else Compared(
-                    name=name, kernel="local", trouble=both["trouble"]
+                yield (
+                    compare(name, "local", both["python"], both["libbpf"])
+                    if "python" in both
+                    else Compared(name=name, kernel="local", trouble=both["trouble"])
                 )
             elif len(batch) == 1:
                 yield Compared(name=name, kernel="local", trouble=why)
@@ -81,7 +85,13 @@ def _worker(batch: Sequence[tuple[str, Path]], libbpf: str | None) -> tuple[dict
     command = [sys.executable, "-m", "tests.corpus.worker"]
     try:
         done = subprocess.run(
-            command, input=request, capture_output=True, text=True, cwd=_ROOT, timeout=_SECONDS_PER_OBJECT * len(batch), check=False
+            command,
+            input=request,
+            capture_output=True,
+            text=True,
+            cwd=_ROOT,
+            timeout=_SECONDS_PER_OBJECT * len(batch),
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         text = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode()
@@ -105,19 +115,24 @@ def summary(compared: Sequence[Compared]) -> str:
     good = [one for one in compared if one.trouble is None]
     disagree = [one for one in good if one.rows]
     outcomes = sum((Counter(one.outcomes) for one in good), Counter[str]())
+    said = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
     lines = [
         f"objects: {len(compared)}, compared: {len(good)}, in agreement: {len(good) - len(disagree)}",
-        f"relocations: {sum(one.relocations for one in good)} ({', '.join(f'{count} {word}' for word, count in sorted(outcomes.items()))})",
-        f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded; "
+        f"relocations: {sum(one.relocations for one in good)} ({said})",
+        f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded",
         f"final instructions compared: {sum(one.insns for one in good)}",
         f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
     ]
     for one in compared:
         if one.trouble is not None:
             lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
-        for row in one.rows:
-            lines.append(f"{one.kernel} {one.name}: {row['what']} {row['where']} {row['field']}: python {row['python']} | libbpf {row['libbpf']}")
+        lines.extend(f"{one.kernel} {one.name}: {_told(row)}" for row in one.rows)
     return "\n".join(lines) + "\n"
+
+
+def _told(row: dict[str, Any]) -> str:
+    place = " ".join(str(row[word]) for word in ("what", "where", "field") if row[word])
+    return f"{place}: python {row['python']} | libbpf {row['libbpf']}"
 
 
 def choose(objects: Sequence[CorpusObject], sample: int | None, globs: Sequence[str]) -> list[CorpusObject]:

@@ -17,11 +17,12 @@ def main() -> None:
     request = json.loads(sys.stdin.read())
     machine = Machine.survey()
     rules = libbpf_loader.version(request["libbpf"] or libbpf_loader.DEFAULT_PATH)
+    common = {"libbpf": request["libbpf"], "rules": rules, "evidence": False}
     for name, path in request["objects"]:
         answer: dict[str, Any] = {"name": name}
         try:
             for loader in ("libbpf", "python"):
-                ask = {"name": Path(name).name.replace("#", "_"), "loader": loader, "libbpf": request["libbpf"], "rules": rules, "evidence": False}
+                ask = {**common, "name": Path(name).name.replace("#", "_"), "loader": loader}
                 answer[loader] = judge(machine, Path(path).read_bytes(), ask, lambda _message: None)
         except Exception:
             answer = {"name": name, "trouble": traceback.format_exc()}
