@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{name}: {format.purpose}" for name, format in report.FORMATS.items())
     parser.add_argument("--format", choices=sorted(report.FORMATS), default="terminal", help=formats)
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="an earlier run, for formats that compare")
+    parser.add_argument("-v", "--verbose", action="store_true", help="terminal: the ledger of what is as expected, too")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there instead of standard output")
 
 
@@ -25,7 +26,9 @@ def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     width, _ = shutil.get_terminal_size((100, 24))
     colour = options.output is None and stdout.isatty() and "NO_COLOR" not in os.environ
     baseline = read_run(options.baseline) if options.baseline else None
-    text = report.render(options.format, read_run(options.run), width=width, colour=colour, baseline=baseline)
+    text = report.render(
+        options.format, read_run(options.run), width=width, colour=colour, baseline=baseline, verbose=options.verbose
+    )
     if options.output:
         write_whole(options.output, text)
     else:

@@ -207,7 +207,7 @@ def _store_and_show(result: RunResult, directory: RunDirectory, options: argpars
         stdout.write(report.render("terminal", result, width=width, colour=colour))
     stdout.flush()
     stored = directory.write("run.json", text)
-    readable = directory.write("report.txt", report.render("terminal", result, width=120))
+    readable = directory.write("report.txt", report.render("text", result, width=120))
     if options.json and options.json != "-":
         write_whole(Path(options.json), text)
     if options.json != "-":

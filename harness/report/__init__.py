@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.result import RunResult
-from harness.report import annotate, badge, csv_format, diff_format, html, json_format, junit, markdown, sarif, terminal
+from harness.report import (
+    annotate,
+    audit_format,
+    badge,
+    csv_format,
+    diff_format,
+    html,
+    json_format,
+    junit,
+    markdown,
+    sarif,
+    terminal,
+)
 from harness.report.diff import CostLimits, Diff, diff
 
 __all__ = ["FORMATS", "CostLimits", "Diff", "Format", "diff", "render", "render_diff"]
@@ -23,6 +35,7 @@ class Request:
     width: int = 100
     colour: bool = False
     baseline: RunResult | None = None
+    verbose: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +51,19 @@ FORMATS: Mapping[str, Format] = {
     "terminal": Format(
         purpose="for people at a terminal: table, what is not clean and why, guards",
         suffix="txt",
-        render=lambda request: terminal.render(request.run, columns=request.width, colour=request.colour),
+        render=lambda request: terminal.render(
+            request.run, columns=request.width, colour=request.colour, verbose=request.verbose
+        ),
     ),
     "text": Format(
-        purpose="the same without colour, for a file",
+        purpose="the same for a file: no colour, and the ledger of every program with guards",
         suffix="txt",
-        render=lambda request: terminal.render(request.run, columns=request.width),
+        render=lambda request: terminal.render(request.run, columns=request.width, verbose=True),
+    ),
+    "audit": Format(
+        purpose="guards: missing, never taken both ways, by version instead of by field; flavors never chosen",
+        suffix="txt",
+        render=lambda request: audit_format.render(request.run, columns=request.width, colour=request.colour),
     ),
     "json": Format(
         purpose="everything, in the stable schema (schema.json)",
@@ -100,9 +120,12 @@ def render(
     width: int = 100,
     colour: bool = False,
     baseline: RunResult | None = None,
+    verbose: bool = False,
 ) -> str:
     """The run in the named format. UsageError, naming those there are, for a name that is none of them."""
     if format not in FORMATS:
         message = f"no report format {format!r}"
         raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
-    return FORMATS[format].render(Request(run=run, width=width, colour=colour, baseline=baseline))
+    return FORMATS[format].render(
+        Request(run=run, width=width, colour=colour, baseline=baseline, verbose=verbose)
+    )

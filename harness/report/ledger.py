@@ -79,10 +79,14 @@ def entries(program: Program) -> list[Entry]:
 
 
 def outcomes(program: Program) -> list[Outcomes]:
-    """The program's verdicts over its kernels, the bad ones first."""
-    groups = _grouped((_outcome(prog), kernel) for kernel, prog in program.judged.items())
+    """The program's verdicts over its kernels, the bad ones first.
+
+    Logs that end in the same words are one finding: their addresses differ on every kernel. The first one is shown.
+    """
+    said = {kernel: _outcome(prog) for kernel, prog in program.judged.items()}
+    groups = _grouped(((*item[:-1], (item[-1] or "").rpartition("\n")[2]), kernel) for kernel, item in said.items())
     found = [
-        Outcomes(text=g[0], mood=g[1], unmet=g[2], expected=g[3], words=g[4], excerpt=g[5], kernels=tuple(ks))
+        Outcomes(text=g[0], mood=g[1], unmet=g[2], expected=g[3], words=g[4], excerpt=said[ks[0]][5], kernels=tuple(ks))
         for g, ks in groups
     ]
     return sorted(found, key=lambda item: ("bad", "quiet", "good").index(item.mood))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import ledger, table, untrusted
+from harness.report import audit_format, ledger, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -25,20 +25,37 @@ _RERUNS = 5
 _FIELD_MOST = 46
 
 
-def render(run: RunResult, *, columns: int = 100, colour: bool = False) -> str:
-    """The whole report, ending in a newline."""
+def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose: bool = False) -> str:
+    """The whole report, ending in a newline. `verbose`: the ledger of programs that are as expected, too."""
     view, paint = View(run), Paint(columns=columns, colour=colour)
-    broken = [program for program in view.all_programs() if program.needs_words]
-    guarded = [program for program in view.all_programs() if program.has_guards and not program.needs_words]
+    broken = [program for program in view.all_programs() if program.is_broken]
+    expected = [program for program in view.all_programs() if program.needs_words and not program.is_broken]
     lines = [*_summary(run, paint), "", *table.render(view, paint)]
-    for title, programs in (("Not clean", broken), ("Guards", guarded)):
-        if programs:
-            lines += [_rule(title, paint), ""]
-            lines += [line for program in programs for line in [*_program(view, program, paint), ""]]
-    lines += [*_refused_objects(view, paint), *_trouble(view, paint), *_notes(run, paint), *_reruns(run, paint)]
+    lines += _section("Broken", [_program(view, program, paint) for program in broken], paint)
+    lines += [*_refused_objects(view, paint), *_trouble(view, paint)]
+    lines += _section("As expected", [_program(view, p, paint, brief=not verbose) for p in expected], paint)
+    lines += [*_guards(view, paint, verbose=verbose), *_notes(run, paint), *_reruns(run, paint)]
     while lines and not lines[-1]:
         lines.pop()
     return "\n".join(lines) + "\n"
+
+
+def _section(title: str, blocks: Sequence[Sequence[str]], paint: Paint) -> Iterator[str]:
+    if blocks:
+        yield from (_rule(title, paint), "")
+        for block in blocks:
+            yield from (*block, "")
+
+
+def _guards(view: View, paint: Paint, *, verbose: bool) -> Iterator[str]:
+    """What the checks did: a line for each object, or (verbose) the ledger of each program."""
+    guarded = [program for program in view.all_programs() if program.has_guards and not program.needs_words]
+    if verbose:
+        yield from _section("Guards", [_program(view, program, paint) for program in guarded], paint)
+        return
+    lines = audit_format.summary(view, paint)
+    if lines:
+        yield from (_rule("Guards (each in full: --verbose, or --format audit)", paint), "", *lines, "")
 
 
 def _summary(run: RunResult, paint: Paint) -> list[str]:
@@ -49,10 +66,12 @@ def _summary(run: RunResult, paint: Paint) -> list[str]:
         for status, count in run.count().items()
         if count
     ]
-    name = f"{run.tool.get('name', 'corematrix')} {run.tool.get('version', '')}".strip()
+    name = untrusted.line(f"{run.tool.get('name', 'corematrix')} {run.tool.get('version', '')}".strip())
     matrix = f"{_plural(kernels, 'kernel')} × {_plural(objects, 'object')}"
-    head = f"{matrix}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s"
-    return [f"{paint(untrusted.line(name), 'strong')}  {head}: {', '.join(counts) or 'nothing was judged'}"]
+    head = f"{paint(name, 'strong')}  {matrix}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s:"
+    said = ", ".join(counts) or "nothing was judged"
+    plain = untrusted.width(head) + untrusted.width(said) + 1
+    return [f"{head} {said}"] if paint.colour or plain <= paint.columns else [head, f"  {said}"]
 
 
 def _plural(number: int, noun: str) -> str:
@@ -63,18 +82,20 @@ def _rule(title: str, paint: Paint) -> str:
     return paint(f"── {title} {'─' * max(0, paint.columns - len(title) - 4)}", "quiet")
 
 
-def _program(view: View, program: Program, paint: Paint) -> list[str]:
+def _program(view: View, program: Program, paint: Paint, *, brief: bool = False) -> list[str]:
     kernels = list(program.judged)
     section = next((prog.section for prog in program.results.values()), "")
     name = untrusted.line(f"{view.label(program.subject)} / {program.name}")
     lines = [f"{paint(name, 'strong')}  {paint(untrusted.line(section), 'quiet')}".rstrip()]
     told: set[str] = set()
     for outcome in ledger.outcomes(program) if program.needs_words else ():
-        lines += _outcome(outcome, kernels, told, paint)
-    return lines + list(_relocations(program, kernels, paint))
+        lines += _outcome(outcome, kernels, told, paint, brief=brief)
+    return lines + ([] if brief else list(_relocations(program, kernels, paint)))
 
 
-def _outcome(outcome: ledger.Outcomes, kernels: Sequence[str], told: set[str], paint: Paint) -> list[str]:
+def _outcome(
+    outcome: ledger.Outcomes, kernels: Sequence[str], told: set[str], paint: Paint, *, brief: bool
+) -> list[str]:
     """One verdict and its kernels; what has been `told` of the program already is not said again."""
     where = untrusted.line(describe(outcome.kernels, kernels))
     lines = [f"  {paint(untrusted.line(outcome.text), outcome.mood)} on {where}"]
@@ -85,7 +106,7 @@ def _outcome(outcome: ledger.Outcomes, kernels: Sequence[str], told: set[str], p
     for text in (text for text in outcome.words if text not in told):
         told.add(text)
         lines += paint.wrapped(untrusted.line(text), "      ", first="    → ")
-    for text in (outcome.excerpt or "").splitlines():
+    for text in () if brief else (outcome.excerpt or "").splitlines():
         lines.append("    │ " + paint(untrusted.fit(untrusted.line(text), paint.columns - 6), "quiet"))
     return lines
 

@@ -91,6 +91,11 @@ class Program:
         return any(not prog.met or prog.verdict is not Verdict.LOADED or prog.notes for prog in self.judged.values())
 
     @property
+    def is_broken(self) -> bool:
+        """Is something not as expected on some kernel?"""
+        return any(not prog.met for prog in self.judged.values())
+
+    @property
     def has_guards(self) -> bool:
         """Does any existence check, or any poison that was eliminated, deserve to be shown?"""
         return any(
@@ -177,6 +182,25 @@ LEGEND = {
     "timeout": "the guest did not answer in time",
     "error": "our own or the host's trouble",
     "FAILED": "the object was refused as a whole",
+}
+SHORT = {"reject": "rej", "REJECT": "REJ", "timeout": "late", "FAILED": "FAIL"}
+# The same in one letter, for tables with many kernels: what is as it should be small, what is not in capitals.
+LETTERS = {
+    "ok": "·",
+    "guard": "g",
+    "reject": "r",
+    "crash": "c",
+    "REJECT": "R",
+    "CRASH": "C",
+    "LOADS": "L",
+    "UNMET": "U",
+    "n/a": "-",
+    "skip": "s",
+    "lost": "?",
+    "timeout": "T",
+    "error": "E",
+    "FAILED": "F",
+    "": " ",
 }
 _UNEXPECTED = {Verdict.REJECTED: "REJECT", Verdict.CRASHED: "CRASH", Verdict.LOADED: "LOADS"}
 _PLAIN = {

@@ -59,13 +59,53 @@ def run():
 def test_the_table_shows_every_program_on_every_kernel(run):
     lines = render("text", run).splitlines()
     table = lines[lines.index(next(line for line in lines if line.startswith("debian"))) :]
-    assert [line.split() for line in table[:3]] == [
-        ["debian", "5.10", "6.1", "6.1", "6.1"],
+    assert [line.replace("─", "").split() for line in table[:3]] == [
+        ["debian", "amd64", "arm64"],
+        ["5.10", "6.1", "6.1", "6.1"],
         ["cloud", "cloud", "generic", "cloud"],
-        ["amd64", "amd64", "amd64", "arm64"],
     ]
-    assert table[3].split() == ["task_state", "handle", "guard", "ok", "ok", "ok"]
-    assert table[4].split() == ["published", "trace", "REJECT", "REJECT", "lost", "·"]
+    assert table[3].split() == ["task_state/handle", "guard", "ok", "ok", "ok"]
+    assert table[4].split() == ["published/trace", "REJECT", "REJECT", "lost"]
+
+
+def wide_run():
+    """What the gate has: eleven kernels of two architectures, an object of one program, one of two."""
+    versions = ["5.10-cloud", "6.1-cloud", "6.1-generic", "6.12-cloud", "6.12-rt", "6.18-cloud", "7.2-cloud"]
+    kernels = [f"debian-{version}-amd64" for version in versions]
+    kernels += [f"debian-{version}-arm64" for version in ("5.10-cloud", "6.1-cloud", "6.12-16k", "7.2-cloud")]
+    cells = []
+    for kernel in kernels:
+        refused = facts([prog("alone", loaded="5.10" not in kernel)])
+        cells.append(judged(refused, cell=begun(kernel, "alone")))
+        cells.append(judged(facts([prog("first"), prog("second_of_them")]), cell=begun(kernel, "a_pair_of_programs")))
+    return run_of(*cells)
+
+
+def table_of(run, width):
+    return render("terminal", run, width=width).split("\n\n")[1].splitlines()
+
+
+def test_eleven_kernels_stand_side_by_side_in_100_columns():
+    table = table_of(wide_run(), 100)
+    assert len(table) == 6 and max(map(len, table)) <= 100
+    assert table[0].split("arm64")[0].split() == ["debian", "amd64", "─" * table[0].split("arm64")[0].count("─")]
+    assert table[3].split() == ["alone", "REJ", *["ok"] * 6, "REJ", *["ok"] * 3]
+    assert table[4].split()[0] == "a_pair_of_programs/first" and table[5].endswith("ok")
+    # Every field begins in the column of its head.
+    places = [match.start() for match in re.finditer(r"\S+", table[2])]
+    assert [match.start() for match in re.finditer(r"\S+", table[3])][1:] == places
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(80, 1), (60, 1), (34, 1), (20, 2)])
+def test_narrow_terminals_get_letters_under_upright_heads(width, blocks):
+    text = render("terminal", wide_run(), width=width)
+    rows = [line for line in text.splitlines() if line.startswith("alone ")][:blocks]
+    assert [mark for row in rows for mark in row.split()[1:]] == ["R", *"······", "R", *"···"]
+    assert max(map(len, rows)) <= width
+    assert "· loaded R rejected" in " ".join(text.split())
+    heads = text.split("\n\n")[1].splitlines()
+    column = [line[rows[0].index("R")] for line in heads[1 : heads.index(rows[0])]]
+    assert "".join(column).strip() == "5.10-cloud"
 
 
 def test_a_broken_program_names_line_field_reason_and_kernels(run):
@@ -84,17 +124,61 @@ def test_guards_show_their_value_per_kernel_and_what_they_protect(run):
     assert re.search(r"poisoned, eliminated +debian-5.10-cloud-amd64", text)
 
 
+def test_what_is_broken_comes_first_and_what_is_not_is_brief(run):
+    expected = broken(KERNELS[3], {"rules": [{"verdict": "rejected", "reason": "known since 4.7"}]})
+    run = dataclasses.replace(run, cells=(*run.cells, dataclasses.replace(expected, id="x", settings={"a": "1"})))
+    brief, full = render("terminal", run), render("terminal", run, verbose=True)
+    for text in (brief, full):
+        places = [text.index(title) for title in ("── Broken", "── Trouble", "── As expected", "── Guards")]
+        assert places == sorted(places)
+    tail = brief.partition("── As expected")[2]
+    assert "known since 4.7" in tail and "x.bpf.c:31" not in tail
+    assert ("task_state checks: 1 taken both ways (task_struct.__state); "
+            "1 poisoned relocation eliminated on debian-5.10-cloud-amd64") in " ".join(tail.split())  # fmt: skip
+    assert "x.bpf.c:31" in full.partition("── As expected")[2]
+    assert "guarded by the check on task_struct.__state" in full and "guarded by" not in brief
+
+
+def test_refusals_that_differ_in_addresses_only_are_one():
+    cells = [
+        judged(facts([prog(loaded=False, log=f"0: (18) r1 = 0x{n}\n8: (85) call unknown#208\ninvalid func unknown#208\n"
+                                             "processed 9 insns (limit 1000000) max_states_per_insn 0\n")]),
+               cell=begun(kernel))
+        for n, kernel in enumerate(KERNELS)
+    ]  # fmt: skip
+    text = render("text", run_of(*cells))
+    assert text.count("rejected at verifier, EACCES (13) on every kernel") == 1
+    assert text.count("│ invalid func unknown#208") == 1
+
+
+def test_what_stopped_the_verifier_is_no_statistics():
+    log = (
+        "; value = bpf_ktime_get_tai_ns() + BPF_CORE_READ(task, pid);\n8: (85) call unknown#208\n"
+        "invalid func unknown#208\nverification time 82 usec\nstack depth 12\n"
+        "processed 8 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0\n"
+    )
+    line = relo(0, "task_struct.pid", line=40, text="value = bpf_ktime_get_tai_ns() + BPF_CORE_READ(task, pid);")
+    refused = prog(loaded=False, log=log, relos=[(0, 9), (1, 12)], evidence=evidence(None, [[0, 9]]))
+    text = render("text", run_of(judged(facts([refused], [line, relo(1, "task_struct.tgid")]))))
+    assert "behind x.bpf.c:40, where the verifier stopped: invalid func unknown#208" in text
+    assert "stack depth" not in text
+    newer = log.replace("pid);\n8", "pid); @ other.bpf.c:77\n8")
+    text = render("text", run_of(judged(facts([{**refused, "log": newer}], [line, {**line, "index": 1}]))))
+    assert "behind other.bpf.c:77, where" in text
+
+
 def test_trouble_is_kept_apart_with_the_console_and_the_rerun(run):
     trouble = render("text", run).partition("Trouble")[2]
     assert "│ Kernel panic" in trouble
     assert "rerun: corematrix run published.bpf.o --only 'debian-6.1-generic-amd64/published@python'" in trouble
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 200])
 def test_tables_keep_to_the_width(run, width):
     lines = render("text", run, width=width).splitlines()
-    table = [line for line in lines if line.startswith(("debian ", "task_state ", "published "))]
-    assert table and max(map(len, table)) <= max(width, 40)
+    table = [line for line in lines if re.match("debian |task_st|publish", line)]
+    table = table[: next((n for n, line in enumerate(table) if "/ " in line or "@" in line), len(table))]
+    assert len(table) >= 3 and max(map(len, table)) <= width
 
 
 def test_colour_only_when_asked(run):
