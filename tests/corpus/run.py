@@ -12,51 +12,19 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CorematrixError
-from harness.judge.agreement import disagreements
 from harness.store import Store
+from tests.corpus.compared import Compared, compare, summary
 from tests.corpus.fetch import CorpusObject, fetch_all
 
 _BATCH = 16
 _SECONDS_PER_OBJECT = 60
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(kw_only=True)
-class Compared:
-    """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one)."""
-
-    name: str
-    kernel: str
-    relocations: int = 0
-    progs: int = 0
-    loaded: int = 0
-    insns: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-    error: str | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    trouble: str | None = None
-
-
-def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
-    """Figures are libbpf's."""
-    return Compared(
-        name=name,
-        kernel=kernel,
-        relocations=len(libbpf["core_relos"]),
-        progs=sum(prog["autoload"] for prog in libbpf["progs"]),
-        loaded=sum(prog["loaded"] for prog in libbpf["progs"]),
-        insns=sum(len(prog["insns"]) * 3 // 4 // 8 for prog in libbpf["progs"]),
-        outcomes=dict(Counter(line["outcome"] for line in libbpf["core_relos"])),
-        error=libbpf["object_error"]["stage"] if libbpf["object_error"] else None,
-        rows=disagreements(python, libbpf),
-    )
 
 
 def run_local(objects: Sequence[tuple[str, Path]], libbpf: str | None) -> Iterator[Compared]:
@@ -108,31 +76,6 @@ def _answers(text: str) -> dict[str, Any]:
             continue
         found[answer["name"]] = answer
     return found
-
-
-def summary(compared: Sequence[Compared]) -> str:
-    """The figures and each disagreement, for people and docs/corpus.md."""
-    good = [one for one in compared if one.trouble is None]
-    disagree = [one for one in good if one.rows]
-    outcomes = sum((Counter(one.outcomes) for one in good), Counter[str]())
-    said = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
-    lines = [
-        f"objects: {len(compared)}, compared: {len(good)}, in agreement: {len(good) - len(disagree)}",
-        f"relocations: {sum(one.relocations for one in good)} ({said})",
-        f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded",
-        f"final instructions compared: {sum(one.insns for one in good)}",
-        f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
-    ]
-    for one in compared:
-        if one.trouble is not None:
-            lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
-        lines.extend(f"{one.kernel} {one.name}: {_told(row)}" for row in one.rows)
-    return "\n".join(lines) + "\n"
-
-
-def _told(row: dict[str, Any]) -> str:
-    place = " ".join(str(row[word]) for word in ("what", "where", "field") if row[word])
-    return f"{place}: python {row['python']} | libbpf {row['libbpf']}"
 
 
 def choose(objects: Sequence[CorpusObject], sample: int | None, globs: Sequence[str]) -> list[CorpusObject]:

@@ -1,0 +1,66 @@
+"""What came of one object on one kernel under both loaders, and the figures of many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.judge.agreement import disagreements
+
+
+@dataclass(kw_only=True)
+class Compared:
+    """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one)."""
+
+    name: str
+    kernel: str
+    relocations: int = 0
+    progs: int = 0
+    loaded: int = 0
+    insns: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str | None = None
+
+
+def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
+    """Figures are libbpf's."""
+    return Compared(
+        name=name,
+        kernel=kernel,
+        relocations=len(libbpf["core_relos"]),
+        progs=sum(prog["autoload"] for prog in libbpf["progs"]),
+        loaded=sum(prog["loaded"] for prog in libbpf["progs"]),
+        insns=sum(len(prog["insns"]) * 3 // 4 // 8 for prog in libbpf["progs"]),
+        outcomes=dict(Counter(line["outcome"] for line in libbpf["core_relos"])),
+        error=libbpf["object_error"]["stage"] if libbpf["object_error"] else None,
+        rows=disagreements(python, libbpf),
+    )
+
+
+def summary(compared: Sequence[Compared]) -> str:
+    """The figures and each disagreement, for people and docs/corpus.md."""
+    good = [one for one in compared if one.trouble is None]
+    disagree = [one for one in good if one.rows]
+    outcomes = sum((Counter(one.outcomes) for one in good), Counter[str]())
+    said = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
+    lines = [
+        f"objects: {len(compared)}, compared: {len(good)}, in agreement: {len(good) - len(disagree)}",
+        f"relocations: {sum(one.relocations for one in good)} ({said})",
+        f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded",
+        f"final instructions compared: {sum(one.insns for one in good)}",
+        f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
+    ]
+    for one in compared:
+        if one.trouble is not None:
+            lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
+        lines.extend(f"{one.kernel} {one.name}: {_told(row)}" for row in one.rows)
+    return "\n".join(lines) + "\n"
+
+
+def _told(row: dict[str, Any]) -> str:
+    place = " ".join(str(row[word]) for word in ("what", "where", "field") if row[word])
+    return f"{place}: python {row['python']} | libbpf {row['libbpf']}"
