@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
+from harness.commands import baseline
 from harness.errors import InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.judging import Judging
@@ -52,11 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--quiet", action="store_true", help="no progress, only the report")
+    baseline.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Plan, run, report. Returns the exit status."""
     job = _plan(options)
+    earlier = baseline.Baseline(options)
     directory = RunDirectory.create(options.output, job.started)
     listener = progress_for(stderr, len(job.cells), quiet=options.quiet)
     with Store.default() as store:
@@ -74,8 +77,26 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
     cells = _in_order(job.cells, [*done.values(), *missing])
     result = _run_result(job, cells, judging.guest_packages())
-    _store_and_show(result, directory, options, stdout)
-    return Interrupted.exit_status if stopped else exit_status(cells)
+    changes = earlier.compare(result, _selection(job, options))
+    _store_and_show(result, changes, directory, options, stdout)
+    said = earlier.update(result, report.render("json", result), _selection(job, options))
+    if said:
+        stderr.write(f"{said}\n")
+    if stopped:
+        return Interrupted.exit_status
+    return 1 if earlier.closes_gate(changes) else exit_status(cells)
+
+
+def _selection(job: Job, options: argparse.Namespace) -> baseline.Selection:
+    return baseline.Selection(
+        kernels=job.matrix.kernels,
+        cells=job.cells,
+        globs=options.kernel,
+        only=options.only,
+        arch=options.arch,
+        whole_directories=any(path.is_dir() for path in options.objects),
+        settings_given=bool(options.set),
+    )
 
 
 def _collect(
@@ -196,7 +217,9 @@ def _run_result(job: Job, cells: tuple[CellResult, ...], guest_packages: dict[st
     )
 
 
-def _store_and_show(result: RunResult, directory: RunDirectory, options: argparse.Namespace, stdout: TextIO) -> None:
+def _store_and_show(
+    result: RunResult, changes: report.Diff | None, directory: RunDirectory, options: argparse.Namespace, stdout: TextIO
+) -> None:
     """The report on the screen comes first: a full disk must not cost the user what was found out."""
     text = report.render("json", result)
     if options.json == "-":
@@ -205,9 +228,14 @@ def _store_and_show(result: RunResult, directory: RunDirectory, options: argpars
         width, _ = shutil.get_terminal_size((100, 24))
         colour = stdout.isatty() and "NO_COLOR" not in os.environ
         stdout.write(report.render("terminal", result, width=width, colour=colour))
+        if changes is not None:
+            since = report.render_diff("terminal", changes, width=width, colour=colour)
+            stdout.write(f"\nSince the baseline\n\n{since}")
     stdout.flush()
     stored = directory.write("run.json", text)
     readable = directory.write("report.txt", report.render("text", result, width=120))
+    if changes is not None:
+        directory.write("changes.json", report.render_diff("json", changes))
     if options.json and options.json != "-":
         write_whole(Path(options.json), text)
     if options.json != "-":

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult, VerifierStats
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
-from harness.report.view import TROUBLE, keyed
+from harness.report.view import TROUBLE, RelocationKey, keyed
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -105,6 +105,7 @@ def _cell(cell_id: str, old: CellResult | None, new: CellResult | None, limits: 
     parts = [
         change
         for name, was, now in _paired(_progs(old), _progs(new))
+        if now is not None or new.status not in TROUBLE  # a lost guest's programs are not gone
         for change in _prog(cell_id, name, was, now, limits)
     ]
     yield from parts
@@ -132,6 +133,7 @@ def _prog(cell: str, name: str, old: ProgResult | None, new: ProgResult | None, 
     if old is None or old.verdict not in _RANK:
         if new is not None and new.verdict in _RANK:
             yield change(Kind.CHANGE, f"new: {_said(new)}")
+            yield from (change(Kind.CHANGE, text) for text in _near_limit(None, new.verifier, limits))
         return
     if new is None or new.verdict in {Verdict.SKIPPED, Verdict.NOT_APPLICABLE}:
         yield change(Kind.REGRESSION, f"gone: {old.verdict} before, now {new.verdict if new else 'not in the object'}")
@@ -142,12 +144,35 @@ def _prog(cell: str, name: str, old: ProgResult | None, new: ProgResult | None, 
     if _RANK[new.verdict] != _RANK[old.verdict]:
         kind = Kind.REGRESSION if _RANK[new.verdict] < _RANK[old.verdict] else Kind.IMPROVEMENT
         yield change(kind, f"{_said(old)} before, now {_said(new)}")
-    for key, was, now in _paired(keyed(old.core_relos), keyed(new.core_relos)):
-        place = f"{key.field} ({key.kind}) in {key.function}: {key.source}"
-        for kind, text in _relocation(was, now):
-            yield Change(kind=kind, cell=cell, prog=name, relocation=place, text=text)
-    if new.verdict is Verdict.LOADED and new.verifier is not None:
+    if new.core_relos or new.verdict is Verdict.LOADED:  # refused before relocation, nothing is known of any
+        for key, was, now in _paired_relocations(old, new):
+            place = f"{key.field} ({key.kind}) in {key.function}: {key.source}"
+            for kind, text in _relocation(was, now):
+                yield Change(kind=kind, cell=cell, prog=name, relocation=place, text=text)
+    if new.verdict is Verdict.LOADED:
         yield from (change(Kind.REGRESSION, text) for text in _cost(old.verifier, new.verifier, limits))
+        yield from (change(Kind.REGRESSION, text) for text in _near_limit(old.verifier, new.verifier, limits))
+
+
+def _paired_relocations(
+    old: ProgResult, new: ProgResult
+) -> Iterator[tuple[RelocationKey, Relocation | None, Relocation | None]]:
+    """By contract.md's key; then, so that an edited line is no lost coverage, by all of it but the line's text."""
+    before, after = keyed(old.core_relos), keyed(new.core_relos)
+    edited: dict[tuple[str, str, str], list[RelocationKey]] = {}
+    for key in after:
+        if key not in before:
+            edited.setdefault((key.function, key.kind, key.field), []).append(key)
+    moved: set[RelocationKey] = set()
+    for key, was in before.items():
+        now = after.get(key)
+        others = edited.get((key.function, key.kind, key.field)) or []
+        if now is None and others:
+            other = others.pop(0)
+            now = after[other]
+            moved.add(other)
+        yield key, was, now
+    yield from ((key, None, now) for key, now in after.items() if key not in before and key not in moved)
 
 
 def _said(prog: ProgResult) -> str:
@@ -197,15 +222,20 @@ def _drift(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iter
             yield f"drift: the field's {name} was {was}, is now {now}"
 
 
-def _cost(old: VerifierStats | None, new: VerifierStats, limits: CostLimits) -> Iterator[str]:
+def _cost(old: VerifierStats | None, new: VerifierStats | None, limits: CostLimits) -> Iterator[str]:
     for name, absolute in limits.absolute.items():
-        was, now = getattr(old, name, None), getattr(new, name)
+        was, now = getattr(old, name, None), getattr(new, name, None)
         if was is None or now is None or now - was <= absolute:
             continue
         if now > was * (1 + limits.percent / 100):
             yield f"{name} grew from {was} to {now}"
-    if new.processed_insns and new.insn_limit:
-        share = new.processed_insns / new.insn_limit
-        before = (old.processed_insns or 0) / new.insn_limit if old else 0.0
-        if share > limits.of_limit >= before:
-            yield f"processed_insns is {share:.0%} of the verifier's limit of {new.insn_limit}"
+
+
+def _near_limit(old: VerifierStats | None, new: VerifierStats | None, limits: CostLimits) -> Iterator[str]:
+    """The budget is nearly used up, and was not before."""
+    if new is None or not new.processed_insns or not new.insn_limit:
+        return
+    share = new.processed_insns / new.insn_limit
+    before = (old.processed_insns or 0) / new.insn_limit if old else 0.0
+    if share > limits.of_limit >= before:
+        yield f"processed_insns is {share:.0%} of the verifier's limit of {new.insn_limit}"

@@ -61,17 +61,14 @@ def _guards(view: View, paint: Paint, *, verbose: bool) -> Iterator[str]:
 def _summary(run: RunResult, paint: Paint) -> list[str]:
     kernels = len({cell.kernel.id for cell in run.cells})
     objects = len({cell.object.name for cell in run.cells})
-    counts = [
-        paint(f"{count} {status.replace('_', ' ')}", _STATUS_MOOD[status])
-        for status, count in run.count().items()
-        if count
-    ]
+    counts = [(f"{count} {status.replace('_', ' ')}", status) for status, count in run.count().items() if count]
     name = untrusted.line(f"{run.tool.get('name', 'corematrix')} {run.tool.get('version', '')}".strip())
     matrix = f"{_plural(kernels, 'kernel')} × {_plural(objects, 'object')}"
-    head = f"{paint(name, 'strong')}  {matrix}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s:"
-    said = ", ".join(counts) or "nothing was judged"
-    plain = untrusted.width(head) + untrusted.width(said) + 1
-    return [f"{head} {said}"] if paint.colour or plain <= paint.columns else [head, f"  {said}"]
+    head = f"  {matrix}, {_plural(len(run.cells), 'cell')} in {run.seconds:.1f} s:"
+    said = ", ".join(paint(text, _STATUS_MOOD[status]) for text, status in counts) or "nothing was judged"
+    width = len(head) + untrusted.width(name) + len(", ".join(text for text, _ in counts)) + 1
+    first = paint(name, "strong") + head
+    return [f"{first} {said}"] if width <= paint.columns else [first, f"  {said}"]
 
 
 def _plural(number: int, noun: str) -> str:

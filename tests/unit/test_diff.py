@@ -169,3 +169,29 @@ def test_text_puts_equal_changes_of_several_kernels_together():
     ]
     assert json.loads(render_diff("json", found))["regressed"] is True
     assert render_diff("text", diff(base, base)) == "no difference\n"
+
+
+def test_an_edited_line_is_the_same_relocation_with_another_text():
+    before = cell(prog(relos=[(0, 1), (1, 3)], evidence=ALIVE), relos=[relo(0, text="x = a;"), relo(1, text="y = a;")])
+    edited = [relo(0, text="x = a;"), relo(1, text="if (ok) y = a;")]
+    assert changes(before, cell(prog(relos=[(0, 1), (1, 3)], evidence=ALIVE), relos=edited)) == []
+    worse = cell(prog(relos=[(0, 1), (1, 3)], evidence=ALIVE), relos=[edited[0], relo(1, "other.field")])
+    assert [kind for kind, _ in changes(before, worse)] == ["regression", "change"]
+
+
+def test_what_was_refused_before_relocation_has_lost_no_relocation():
+    before = cell(prog(relos=[(0, 1)], evidence=ALIVE), relos=[relo(0)])
+    after = cell(prog(loaded=False, stage="open"))
+    assert one(before, after) == ("regression", "loaded before, now rejected at open")
+
+
+def test_programs_of_a_lost_guest_are_not_gone():
+    before = cell(prog("a"), prog("b"))
+    after = dataclasses.replace(cell(prog("a")), status=lost(begun(), GuestLostError("panic")).status, reason="panic")
+    assert one(before, after) == ("trouble", "crashed: panic")
+
+
+def test_a_new_program_near_the_limit_is_told():
+    big = {"processed_insns": 900_000, "insn_limit": 1_000_000}
+    found = changes(cell(prog("a")), cell(prog("a"), prog("b", verifier=big)))
+    assert found == [("change", "new: loaded"), ("change", "processed_insns is 90% of the verifier's limit of 1000000")]
