@@ -23,6 +23,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 VERBS = {
     "run": "run objects on kernels of the matrix, and report every program and CO-RE relocation",
     "inspect": "relocate an object against a BTF file: no guest, no root",
+    "sweep": "relocate objects against the BTF of hundreds of kernels: no guest, no root",
     "kernels": "what the matrix holds, where it comes from, what is cached",
     "doctor": "what this machine can do, and the command that mends each lack",
     "diff": "what changed between two stored runs",

@@ -104,7 +104,11 @@ def open_btf(path: Path) -> Btf:
 def inspect_object(path: Path, btf: Btf, conditions: Conditions | None = None) -> Inspection:
     """Relocate the object in `path` against `btf`. UsageError when the object cannot be used; a finding is a value."""
     conditions = conditions or Conditions()
-    obj = open_object(path, conditions.byteorder)
+    return inspect_opened(open_object(path, conditions.byteorder), str(path), btf, conditions)
+
+
+def inspect_opened(obj: BpfObject, path: str, btf: Btf, conditions: Conditions) -> Inspection:
+    """The same for an object that is open: its instructions are changed in place. UsageError as above."""
     externs, error = _resolve_externs(obj, btf, conditions)
     relos: tuple[dict[str, Any], ...] = ()
     skipped = 0
@@ -116,7 +120,7 @@ def inspect_object(path: Path, btf: Btf, conditions: Conditions | None = None) -
         relos, skipped = tuple(relo.as_dict() for relo in run.relos), run.skipped
         error = f"core: {run.error.reason}: {run.error.message}" if run.error is not None else None
     return Inspection(
-        object=str(path), btf=btf.name, btf_types=btf.count, relos=relos, skipped=skipped, externs=externs, error=error,
+        object=path, btf=btf.name, btf_types=btf.count, relos=relos, skipped=skipped, externs=externs, error=error,
         notes=_notes(obj),
     )  # fmt: skip
 

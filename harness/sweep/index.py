@@ -46,8 +46,8 @@ class _Source(B.Btf):
     def write_index(self, out: BinaryIO) -> None:
         """Write the index file."""
         words, places = self._words, self._places
-        infos = array("I", [words[place + 1] for place in places])
-        names = array("I", [words[place] for place in places])
+        names = array("I", map(words.__getitem__, places))
+        infos = array("I", map(words.__getitem__, [place + 1 for place in places]))
         strings = self._strings
         table = sorted(self._hashed(infos, names))
         hashes = array("I", [key >> 32 for key in table])
@@ -56,7 +56,7 @@ class _Source(B.Btf):
         out.write(
             _HEADER.pack(
                 _MAGIC, len(places), len(table), len(words), len(strings), self.pointer_size,
-                int(self.byteorder == "little"), int(whole), 0,
+                int(self.byteorder == "little"), int(whole), int(any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in infos)),
             )
         )  # fmt: skip
         for part in (places, names, hashes, ids, words):
@@ -106,7 +106,8 @@ def write_index(data: bytes, path: Path, name: str) -> int:
 class IndexedBtf(B.Btf):
     """A BTF opened by its index file, to be closed again (or used in `with`). UsageError for a file that is none.
 
-    `all_kinds`: look for names of every kind, also of those that are no relocation's root (slower).
+    `all_kinds`: look for names of every kind, also of those that are no relocation's root (slower). `has_functions`:
+    whether the BTF lists functions at all (some makers leave them out).
     """
 
     def __init__(self, path: Path, name: str, *, all_kinds: bool = False) -> None:
@@ -116,7 +117,8 @@ class IndexedBtf(B.Btf):
         if fields[0] != _MAGIC:
             message = f"{path}: not an index of BTF"
             raise UsageError(message, remedy="remove it from the cache; it is made anew")
-        _, types, hashed, words, strings, pointer_size, little, whole, _ = fields
+        _, types, hashed, words, strings, pointer_size, little, whole, functions = fields
+        self.has_functions = bool(functions)
         self.name = name
         self.base = None
         self.count = types + 1

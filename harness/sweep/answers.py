@@ -1,0 +1,294 @@
+"""One object against one BTF: what became of its relocations and programs, small enough to be sent between processes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
+
+from harness.guest import btf as B
+from harness.guest import kconfig
+from harness.guest.bpf_object import BpfObject, Prog
+from harness.guest.core_match import Matcher
+from harness.guest.errors import CoreError, GuestError
+from harness.guest.externs import Externs
+from harness.guest.prog_types import ATTACH_BTF, ATTACH_PREFIX, ATTACH_TYPES, PROG_TYPE, parse_section
+from harness.inspection import Conditions, Inspection, inspect_opened
+from harness.model.result import GUARD_KINDS
+from harness.predict.machine import Prediction, predict
+from harness.predict.models import Model
+from harness.predict.program import KnownObject, from_object, kconfig_of, places
+from harness.sweep.index import ROOT_KINDS
+
+# What a reason holds besides the reason: ids, how many candidates there were, which other members there are.
+_IDS = re.compile(r" ?\[\d+\]| \(and \d+ more candidates\)| \(it has [^)]*\)")
+# What differs from kernel to kernel and decides no branch: predictions are made without it, and then shared.
+_FREE_KINDS = frozenset({"byte_off", "target_type_id"})
+_MOST_ASSUMPTIONS = 32
+# Values to try for what is not known of a configuration.
+_SAMPLES: Mapping[str, tuple[object, ...]] = {"bool": (0, 1), "tristate": ("n", "y", "m"), "char array": ("",)}
+_NUMBERS = (0, 1, 250, 0x7FFFFFFF)
+
+
+class Fate(NamedTuple):
+    """What became of one relocation or program. `liveness` is predicted; `value_matters` for checks, whose value
+    decides which code lives.
+    """
+
+    outcome: str
+    value: int | None = None
+    reason: str | None = None
+    liveness: str | None = None
+    value_matters: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What must be equal for two kernels to be in one class."""
+        return (self.outcome, self.reason, self.liveness, self.value if self.value_matters else None)
+
+
+class Answer(NamedTuple):
+    """An object against one BTF: fates by position in record order, and of each entry program by name."""
+
+    relocations: tuple[Fate, ...]
+    progs: Mapping[str, Fate]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What is the same of a relocation on every kernel."""
+
+    prog: str
+    section: str
+    insn: int
+    kind: str
+    local_spec: str | None
+    source: Mapping[str, Any] | None
+
+
+class Subject:
+    """One object, opened once and judged against any number of BTFs. UsageError when it cannot be used."""
+
+    def __init__(self, data: bytes, path: str, name: str, settings: Mapping[str, str], byteorder: str | None) -> None:
+        self.obj = BpfObject(data, path, byteorder)
+        self.path = path
+        self.name = name
+        self.settings = dict(settings)
+        self.described: dict[int, Described] = {}
+        self._pristine = [bytes(prog.insns) for prog in self.obj.progs]
+        self._predictions: dict[object, dict[str, dict[int, bool | None]]] = {}
+        self._externs: Externs | None = None
+        self.notes: tuple[str, ...] = ()
+
+    @cached_property
+    def has_kconfig(self) -> bool:
+        """Whether it asks for values of the kernel's configuration."""
+        try:
+            return bool(kconfig.find_externs(self.obj)[".kconfig"])
+        except GuestError:
+            return False
+
+    @cached_property
+    def needs_all_kinds(self) -> bool:
+        """Whether some relocation is of a kind of type that the index does not hold (no compiler makes such)."""
+        btf, ext = self.obj.btf, self.obj.btf_ext
+        if btf is None or ext is None:
+            return False
+        known = ROOT_KINDS | {B.BTF_KIND_UNKN, B.BTF_KIND_PTR, B.BTF_KIND_ARRAY, B.BTF_KIND_FUNC_PROTO}
+        roots = {record[1] for info in ext.core_relos for record in info.records if record[1] < btf.count}
+        return any(btf.kind(root) not in known and btf.type(root).name for root in roots)
+
+    def against(self, btf: B.Btf, conditions: Conditions, model: Model | None, has_functions: bool) -> Answer:
+        """Relocate against one BTF, and predict (unless `model` is None)."""
+        for prog, insns in zip(self.obj.progs, self._pristine, strict=True):
+            prog.insns[:] = insns
+        inspection = inspect_opened(self.obj, self.path, btf, conditions)
+        self.notes = inspection.notes
+        for index, relo in enumerate(inspection.relos):
+            if index not in self.described or self.described[index].local_spec is None:
+                self.described[index] = Described(
+                    **{key: relo[key] for key in ("prog", "section", "insn", "kind", "local_spec", "source")}
+                )
+        predictable = model is not None and inspection.error is None and self.obj.byteorder == sys.byteorder
+        reached = self._predicted(inspection, model) if predictable and model is not None else {}
+        relocations = tuple(
+            _fate(relo, _liveness([by_index.get(index, _ABSENT) for by_index in reached.values()]))
+            for index, relo in enumerate(inspection.relos)
+        )
+        absent = self._absent(btf) if has_functions else {}
+        progs = {
+            prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent)
+            for prog in self.obj.entry_progs
+            if prog.autoload
+        }
+        return Answer(relocations, progs)
+
+    # -- programs
+
+    def _prog_fate(
+        self, prog: Prog, inspection: Inspection, reached: Mapping[int, bool | None] | None, absent: Mapping[str, str]
+    ) -> Fate:
+        if inspection.error is not None:
+            return Fate("refused", reason=_IDS.sub("", inspection.error))
+        for name in ("", prog.name):
+            if name in absent:
+                return Fate("refused", reason=absent[name])
+        poisoned = [
+            (index, relo) for index, relo in enumerate(inspection.relos) if relo["outcome"] == "poisoned"
+        ]
+        if reached is None:
+            return Fate("unknown", reason="not predicted") if poisoned else Fate("loads")
+        states = [(reached[index], relo) for index, relo in poisoned if index in reached]
+        for state, word in ((True, "refused"), (None, "unknown")):
+            names = dict.fromkeys(_field(relo) for reaches, relo in states if reaches is state)
+            if names:
+                how = "poison is reached" if state else "poison may be reached"
+                return Fate(word, reason=f"{how}: {', '.join(names)}")
+        return Fate("loads")
+
+    def _absent(self, btf: B.Btf) -> dict[str, str]:
+        """Attach targets by program, and under "" kernel functions and variables the whole object needs, that the
+        kernel proper does not have. (A module may have them: the reason says so.)
+        """
+        found: dict[str, str] = {}
+        if self._externs is None:
+            try:
+                self._externs = Externs(self.obj)
+            except GuestError:
+                return {}
+        for ksym in self._externs.ksyms:
+            why = None if ksym.weak or not ksym.type_id else _unlike(self.obj, ksym, btf)
+            if why is not None:
+                found.setdefault("", why)
+        for prog in self.obj.entry_progs:
+            target = attach_target(prog)
+            if target is not None and btf.find(*target) is None:
+                found[prog.name] = f"no {target[0]} to attach to in vmlinux (a module may have it)"
+        return found
+
+    # -- prediction
+
+    def _predicted(self, inspection: Inspection, model: Model) -> dict[str, dict[int, bool | None]]:
+        """By entry program and relocation: does the verifier reach it? Made once for all kernels that are alike."""
+        decisions = tuple(
+            (relo["outcome"], None if relo["kind"] in _FREE_KINDS else relo["new_value"]) for relo in inspection.relos
+        )
+        externs = tuple((row["name"], row["outcome"], row["value"]) for row in inspection.externs)
+        key = (model, decisions, externs)
+        known = self._predictions.get(key)
+        if known is None:
+            known = self._predictions[key] = self._predict(inspection, model)
+        return known
+
+    def _predict(self, inspection: Inspection, model: Model) -> dict[str, dict[int, bool | None]]:
+        opaque = [
+            (relo["prog"], relo["insn"])
+            for relo in inspection.relos
+            if relo["kind"] in _FREE_KINDS and relo["outcome"] == "resolved" and not _is_access(relo["after"])
+        ]
+        found: dict[str, dict[int, bool | None]] = {}
+        for values in _assumptions(inspection.externs):
+            try:
+                known = KnownObject(self.obj, self.name, self.settings, values)
+            except GuestError:
+                return {}
+            for prog in self.obj.entry_progs:
+                if prog.autoload:
+                    _merge(found.setdefault(prog.name, {}), _reached(known, prog, opaque, inspection, model))
+        return found
+
+
+_ABSENT = object()
+
+
+def _reached(
+    known: KnownObject, prog: Prog, opaque: Iterable[tuple[str, int]], inspection: Inspection, model: Model
+) -> dict[int, bool | None]:
+    try:
+        program = from_object(known, prog, opaque)
+    except GuestError:
+        return {}
+    prediction: Prediction = predict(program, model)
+    return {index: prediction.reaches(insn) for index, insn in places(program, inspection.relos).items()}
+
+
+def _merge(found: dict[int, bool | None], more: Mapping[int, bool | None]) -> None:
+    """What holds under every assumption; what does not is not known."""
+    for index, reaches in more.items():
+        found[index] = reaches if found.get(index, reaches) is reaches else None
+
+
+def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
+    """Values for every Kconfig extern: those known, and each combination of samples for those that are not."""
+    rows = list(externs)
+    fixed = kconfig_of(rows)
+    unknown = [row for row in rows if row["name"] not in fixed]
+    samples = [_SAMPLES.get(row["type"], _NUMBERS) for row in unknown]
+    names = [row["name"] for row in unknown]
+    for count, values in enumerate(product(*samples)):
+        if count == _MOST_ASSUMPTIONS:
+            return
+        yield {**fixed, **dict(zip(names, values, strict=True))}
+
+
+def _is_access(insn: str) -> bool:
+    """Whether an instruction (in hex) is a load or store: its offset decides no branch."""
+    return int(insn[:2], 16) & 7 in (1, 2, 3)
+
+
+def _fate(relo: Mapping[str, Any], liveness: str | None) -> Fate:
+    reason = relo["reason"]
+    matters = relo["kind"] in GUARD_KINDS and relo["outcome"] == "resolved"
+    return Fate(
+        relo["outcome"],
+        relo["new_value"],
+        _IDS.sub("", reason) if reason and relo["outcome"] != "resolved" else None,
+        liveness,
+        matters,
+    )
+
+
+def _liveness(states: list[object]) -> str | None:
+    """Of a relocation in all programs it stands in: live when any reaches it."""
+    judged = [state for state in states if state is not _ABSENT]
+    if not judged:
+        return None
+    return "live" if True in judged else "unknown" if None in judged else "eliminated"
+
+
+def _field(relo: Mapping[str, Any]) -> str:
+    spec = relo["local_spec"] or "?"
+    return str(spec.partition("] ")[2].partition(" (")[0].partition(" = ")[0].partition(" ")[2] or spec)
+
+
+def attach_target(prog: Prog) -> tuple[str, int] | None:
+    """(name, BTF kind) of what a program is attached to by BTF; None when it is not, or a module is named."""
+    definition = parse_section(prog.section)
+    if definition is None or not definition.flags & ATTACH_BTF or definition.target is None:
+        return None
+    if definition.type == PROG_TYPE["ext"] or ":" in definition.target:
+        return None
+    prefix, kind = ATTACH_PREFIX.get(ATTACH_TYPES[definition.attach], ("", "func"))
+    return prefix + definition.target, B.KIND_NAMES.index(kind)
+
+
+def _unlike(obj: BpfObject, ksym: Any, btf: B.Btf) -> str | None:
+    """Why a kernel function or variable is not what the object declares; None when it is."""
+    kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
+    id_ = btf.find(B.essential_name(ksym.name) if ksym.is_func else ksym.name, kind)
+    if id_ is None:
+        return f"externs: no {ksym.kind} {ksym.name} in vmlinux (a module may have it)"
+    target = btf.type(id_).type
+    target = target if ksym.is_func else btf.skip_mods_and_typedefs(target).id
+    assert obj.btf is not None
+    try:
+        alike = Matcher(obj.btf, btf).types_are_compat(ksym.type_id, target)
+    except CoreError as error:
+        return f"externs: {ksym.name}: {error.message}"
+    return None if alike else f"externs: {ksym.kind} {ksym.name} has another signature"

@@ -1,0 +1,79 @@
+"""Hundreds of answers, said in a few lines: equal ones together, and the kernels they hold for as ranges. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from harness.model.sweep import Class, Range
+from harness.model.verdict import Evidence, Liveness
+from harness.sweep.answers import Fate
+from harness.sweep.targets import Target
+
+_SHOWN_VALUES = 4
+
+
+def classes(fates: Mapping[int, Fate], targets: Sequence[Target]) -> tuple[Class, ...]:
+    """Classes of one thing's fates (by target index; `targets` in order), the largest first; resolved ones last."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index in sorted(fates):
+        groups.setdefault(fates[index].key, []).append(index)
+    judged = sorted(fates)
+    made = [_class([fates[index] for index in members], members, judged, targets) for members in groups.values()]
+    return tuple(sorted(made, key=lambda one: (one.outcome in ("resolved", "loads"), -one.count, one.reason or "")))
+
+
+def _class(fates: Sequence[Fate], members: Sequence[int], judged: Sequence[int], targets: Sequence[Target]) -> Class:
+    first = fates[0]
+    values = sorted({fate.value for fate in fates if fate.value is not None})
+    return Class(
+        outcome=first.outcome,
+        count=len(members),
+        ranges=ranges(members, judged, targets),
+        reason=first.reason,
+        liveness=None if first.liveness is None else Liveness(first.liveness),
+        evidence=Evidence.PREDICTED if first.liveness is not None else None,
+        values=tuple(values[:_SHOWN_VALUES]) if first.value_matters else (),
+        distinct_values=len(values),
+    )
+
+
+def ranges(members: Iterable[int], judged: Sequence[int], targets: Sequence[Target]) -> tuple[Range, ...]:
+    """The members as ranges of the judged targets, within each distribution and architecture."""
+    chosen = set(members)
+    found = []
+    for (distro, arch), group in groupby(judged, key=lambda index: (targets[index].distro, targets[index].arch)):
+        line = list(group)
+        for start, end in _runs([index in chosen for index in line]):
+            inside = line[start:end]
+            found.append(
+                Range(
+                    distro=distro,
+                    arch=arch,
+                    text=_text(start, end, [targets[index].release for index in line]),
+                    btfs=tuple(targets[index].id for index in inside),
+                )
+            )
+    return tuple(found)
+
+
+def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    found, at = [], 0
+    for flag, group in groupby(flags):
+        length = len(list(group))
+        if flag:
+            found.append((at, at + length))
+        at += length
+    return found
+
+
+def _text(start: int, end: int, releases: Sequence[str]) -> str:
+    if start == 0 and end == len(releases):
+        return releases[0] if end == 1 else f"all {end}"
+    if end - start == 1:
+        return releases[start]
+    if start == 0:
+        return f"before {releases[end]} ({end})"
+    if end == len(releases):
+        return f"from {releases[start]} ({end - start})"
+    return f"{releases[start]} to {releases[end - 1]} ({end - start})"

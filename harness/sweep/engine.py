@@ -1,0 +1,210 @@
+"""The sweep itself: each BTF opened once, every object relocated against it, in parallel processes.
+
+A process takes a few BTFs at a time, makes the index of those that have none in the cache, and answers with what
+became of each relocation; the answers are small. The parent only puts them together (harness.sweep.result).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from harness.errors import InfrastructureError, UsageError
+from harness.guest.errors import GuestError
+from harness.inspection import Conditions
+from harness.model.arch import ARCHITECTURES
+from harness.model.bpf_object import ObjectFile
+from harness.predict.kernels import model_from
+from harness.predict.models import Model
+from harness.store import Store
+from harness.sweep.answers import Answer, Described, Subject
+from harness.sweep.archive import digest_of, read_btf
+from harness.sweep.index import FORMAT, IndexedBtf, write_index
+from harness.sweep.targets import Target
+
+_CHUNK = 4  # BTFs a process takes at a time
+_KIND = "btf-index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One object to sweep, with values for its .rodata variables."""
+
+    object: ObjectFile
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one BTF said. `answers` by the job's index; `described` likewise, what is the same on all kernels of the
+    relocations that this process saw for the first time; `error` when the BTF cannot be used.
+    """
+
+    target: int
+    types: int | None = None
+    rules: tuple[str, ...] = ()
+    indexed: bool = False
+    error: str | None = None
+    answers: Mapping[int, Answer] = field(default_factory=dict)
+    described: Mapping[int, Mapping[int, Described]] = field(default_factory=dict)
+    notes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def suits(job: Job, target: Target) -> bool:
+    """Whether the BTF's architecture is the object's, as far as both are known."""
+    return job.object.arch is None or target.arch is None or job.object.arch == target.arch
+
+
+def answers(
+    jobs: Sequence[Job],
+    targets: Sequence[Target],
+    store: Store,
+    *,
+    processes: int | None = None,
+    rules: str | None = None,
+    on_answer: Callable[[Answered], None] = lambda _answered: None,
+) -> list[Answered]:
+    """Every job against every target it suits, by target. `rules` is the libbpf version to follow.
+
+    UsageError for an object that cannot be used, CacheError, InfrastructureError when a process dies.
+    """
+    for job in jobs:
+        _subject(job, None)
+    count = min(processes or _cpus(), max(1, (len(targets) + _CHUNK - 1) // _CHUNK))
+    found: list[Answered] = []
+    for batch in _batches(_Worker(tuple(jobs), tuple(targets), store.root, rules), count):
+        for answered in batch:
+            on_answer(answered)
+            found.append(answered)
+    return sorted(found, key=lambda answered: answered.target)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _batches(worker: _Worker, processes: int) -> Iterator[list[Answered]]:
+    chunks = [range(at, min(at + _CHUNK, len(worker.targets))) for at in range(0, len(worker.targets), _CHUNK)]
+    if processes == 1:
+        yield from map(worker.work, chunks)
+        return
+    # Forked: the objects and the modules are there already, and nothing of ours runs threads at this point.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_begin, initargs=(worker,))
+    try:
+        pending: list[Future[list[Answered]]] = [pool.submit(_work, chunk) for chunk in chunks]
+        for done in as_completed(pending):
+            yield done.result()
+    except BrokenProcessPool as error:
+        message = "a process of the sweep died (out of memory?)"
+        raise InfrastructureError(message, remedy="try again with --jobs 1") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _subject(job: Job, byteorder: str | None) -> Subject:
+    """The object, opened. UsageError."""
+    path = job.object.path
+    try:
+        return Subject(path.read_bytes(), str(path), job.object.name, job.settings, byteorder)
+    except OSError as error:
+        message = f"{path}: cannot read this object: {error.strerror}"
+        raise UsageError(message) from error
+    except GuestError as error:
+        raise UsageError(error.message, remedy="compile it with `clang --target=bpf -g -O2 -c`") from error
+
+
+class _Worker:
+    """What a process needs for its share."""
+
+    def __init__(self, jobs: tuple[Job, ...], targets: tuple[Target, ...], root: Path, rules: str | None) -> None:
+        self.jobs = jobs
+        self.targets = targets
+        self._store = Store(root)
+        self._rules = rules
+        self._subjects: dict[int, Subject] = {}
+        self._told: set[tuple[int, int]] = set()
+
+    def work(self, chunk: Sequence[int]) -> list[Answered]:
+        return [self._answered(index) for index in chunk]
+
+    def _answered(self, index: int) -> Answered:
+        target = self.targets[index]
+        jobs = [number for number, job in enumerate(self.jobs) if suits(job, target)]
+        try:
+            path, indexed = self._index(target)
+            with IndexedBtf(path, target.id, all_kinds=any(self._of(number).needs_all_kinds for number in jobs)) as btf:
+                model = model_from(btf)
+                found = {number: self._one(number, btf, target, model) for number in jobs}
+                return Answered(
+                    target=index, types=btf.count - 1, rules=tuple(sorted(model.rules)), indexed=indexed,
+                    answers=found, described=self._new(jobs), notes={number: self._of(number).notes for number in jobs},
+                )  # fmt: skip
+        except (UsageError, GuestError) as error:
+            return Answered(target=index, error=error.message)
+
+    def _of(self, number: int) -> Subject:
+        if number not in self._subjects:
+            self._subjects[number] = _subject(self.jobs[number], None)
+        return self._subjects[number]
+
+    def _one(self, number: int, btf: IndexedBtf, target: Target, model: Model) -> Answer:
+        subject = self._of(number)
+        arch = ARCHITECTURES.get(target.arch or "")
+        conditions = Conditions(
+            kconfig=_text(target.kconfig) if target.kconfig is not None and subject.has_kconfig else None,
+            release=target.release if target.release[:1].isdigit() else None,
+            byteorder=subject.obj.byteorder,
+            syscall_prefix=arch.syscall_prefix if arch else "x64",
+            rules=self._rules,
+        )
+        return subject.against(btf, conditions, model, btf.has_functions)
+
+    def _new(self, jobs: Sequence[int]) -> dict[int, dict[int, Described]]:
+        """Descriptions not yet sent to the parent."""
+        found: dict[int, dict[int, Described]] = {}
+        for number in jobs:
+            for index, described in self._of(number).described.items():
+                if (number, index) not in self._told and described.local_spec is not None:
+                    self._told.add((number, index))
+                    found.setdefault(number, {})[index] = described
+        return found
+
+    def _index(self, target: Target) -> tuple[Path, bool]:
+        """The index file in the cache, made when it is not there."""
+        key = f"{target.digest or digest_of(target.path)}-{FORMAT}"
+        tree = self._store.tree(_KIND, key)
+        made = tree is None
+        if tree is None:
+            data = read_btf(target.path)
+            with self._store.scratch() as directory:
+                write_index(data, directory / "index", target.id)
+                del data
+                tree = self._store.put_tree(_KIND, key, {"index": self._store.put_file(directory / "index")})
+        return tree / "index", made
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", "surrogateescape")
+
+
+_mine: list[_Worker] = []
+
+
+def _begin(worker: _Worker) -> None:
+    """In a new process: an interrupt is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    _mine.append(worker)
+
+
+def _work(chunk: Sequence[int]) -> list[Answered]:
+    return _mine[0].work(chunk)
