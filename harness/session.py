@@ -132,6 +132,7 @@ class Session:
         self._deadlines = DEADLINES[self._accelerator.name]
         self._recipe = self._make_recipe(self._accelerator.name)
         self._guest, start = self._begin()
+        self._check_btf(self._guest)
         self.provenance = self._describe(start, time.monotonic() - started)
 
     def __enter__(self) -> Session:
@@ -231,6 +232,7 @@ class Session:
         """Boot a guest and save it; what cannot be saved is noted, and the caller boots cold."""
         guest = self._boot(savable=True)
         try:
+            self._ask(guest, self._warming(), seconds=self._deadlines.boot, wanted="warm")
             guest.channel.close()
             assert guest.memory is not None
             deadline = time.monotonic() + self._deadlines.save
@@ -246,6 +248,8 @@ class Session:
             guest.qemu.monitor.negotiate(deadline)
             if guest.incoming is not None:
                 snapshot.load(guest.qemu.monitor, guest.incoming, deadline)
+            if guest.speaks_first:
+                self._await_ready(guest, seconds)
             self._hello(guest, seconds)
         except BaseException as error:
             if isinstance(error, QmpError):
@@ -258,6 +262,34 @@ class Session:
     def _hello(self, guest: Guest, seconds: float) -> dict[str, Any]:
         message = {"op": "hello", "time_ns": time.time_ns(), "entropy": secrets.token_hex(32)}
         return self._ask(guest, message, seconds=seconds, wanted="hello")
+
+    def _await_ready(self, guest: Guest, seconds: float) -> None:
+        """On a UART nothing may be said before the guest listens: it speaks first."""
+        with self._losses(guest, "ready", seconds):
+            answer = guest.channel.receive(time.monotonic() + seconds)
+            if answer.message.get("type") != "ready":
+                raise WireError(_unexpected(answer.message, "ready"))
+
+    def _check_btf(self, guest: Guest) -> None:
+        """A BTF from elsewhere is noted with what is known of it. UsageError when it is another kernel's."""
+        if not self._kernel.btf_external:
+            return
+        from harness.kernels import external_btf
+
+        try:
+            known = self._hello(guest, self._deadlines.boot)["guest"].get("btf", {})
+            note = external_btf.note(self._kernel, known)
+        except BaseException:
+            self.close()
+            raise
+        if note is not None:
+            self._note(note)
+
+    def _warming(self) -> dict[str, Any]:
+        """The request that has a guest import all its modules, those for the command line and PID 1 left out."""
+        names = (name.removesuffix(".py").replace("/", ".") for name in sorted(self._options.sources))
+        modules = [name for name in names if name.startswith("guest.") and not name.endswith(("__init__", "__main__"))]
+        return {"op": "warm", "modules": modules}
 
     def _describe(self, start: Start, seconds: float) -> Provenance:
         return Provenance(

@@ -28,12 +28,16 @@ class Server:
         self._machine = machine
         self._operations: dict[str, Callable[[Frame], dict[str, Any]]] = {
             "hello": self._hello,
+            "warm": self._warm,
             "judge": self._judge,
             "poweroff": self._power_off,
         }
 
     def serve(self) -> None:
         """Answer requests in turn; returns when asked to power off. Raises WireError when the host speaks nonsense."""
+        if self._port.kind == "tty":
+            # A UART drops what comes before its driver listens: the host waits for this.
+            self._port.write(encode(Frame({"type": "ready"})))
         try:
             for frame in self._requests():
                 self._send(frame, self._answer(frame))
@@ -67,6 +71,17 @@ class Server:
         _set_clock(frame.message)
         guest = self._machine.facts() if self._machine is not None else {}
         return {"type": "hello", "guest": guest, "port": self._port.kind}
+
+    def _warm(self, frame: Frame) -> dict[str, Any]:
+        """Before it is saved: import all that requests may need (`modules`), and let the garbage collector forget what
+        will stay, so that no restored guest has to do either."""
+        import gc
+
+        for name in frame.message.get("modules", ()):
+            __import__(str(name))
+        gc.collect()
+        gc.freeze()
+        return {"type": "warm"}
 
     def _judge(self, frame: Frame) -> dict[str, Any]:
         from .judge import judge
