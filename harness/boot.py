@@ -97,16 +97,23 @@ class Guest:
     """A running QEMU and the channel to what runs in it.
 
     `memory` is the descriptor of its RAM where it may be saved (owned), `incoming` the number QEMU knows the state by
-    that it is to restore.
+    that it is to restore. `speaks_first`: a guest on a UART, which says `ready` when it has booted.
     """
 
     def __init__(
-        self, running: Qemu, channel: StreamChannel, *, memory: int | None = None, incoming: int | None = None
+        self,
+        running: Qemu,
+        channel: StreamChannel,
+        *,
+        memory: int | None = None,
+        incoming: int | None = None,
+        speaks_first: bool = False,
     ) -> None:
         self.qemu = running
         self.channel = channel
         self.memory = memory
         self.incoming = incoming
+        self.speaks_first = speaks_first and incoming is None
 
     def end(self, *, grace: float = 0.0) -> int:
         """End it (see `Qemu.end`); its exit status. May be called twice, and from another thread."""
@@ -180,7 +187,8 @@ def _start(
     finally:
         for end in theirs:
             end.close()
-    return Guest(running, StreamChannel(ours[2]), memory=memory, incoming=incoming)
+    uart = any(isinstance(device, devices.ResultUart) for device in words)
+    return Guest(running, StreamChannel(ours[2]), memory=memory, incoming=incoming, speaks_first=uart)
 
 
 def _hardware(recipe: Recipe, console: int, monitor: int, port: int) -> list[devices.Device]:
@@ -229,6 +237,7 @@ def _kernel_file(recipe: Recipe, stack: ExitStack) -> tuple[str, int | None]:
     the guest.
     """
     kernel = recipe.kernel
+    assert kernel.vmlinuz is not None, "only a kernel in files is booted"
     if not kernel.spec.arch.pvh:
         return str(kernel.vmlinuz), None
     vmlinux = _vmlinux(recipe)
@@ -247,6 +256,7 @@ def _vmlinux(recipe: Recipe) -> bytes:
     path = store.blob(str(known["sha256"])) if known else None
     if path is not None:
         return zstandard.ZstdDecompressor().decompress(path.read_bytes())
+    assert kernel.vmlinuz is not None
     vmlinux = unwrap(kernel.vmlinuz.read_bytes(), str(kernel.vmlinuz))
     digest = store.put_bytes(zstandard.ZstdCompressor(level=3).compress(vmlinux))
     store.put_entry("vmlinux", kernel.vmlinuz_sha256, {"sha256": digest})

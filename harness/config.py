@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from harness.errors import ConfigError, UsageError
+from harness.machine_config import machine_row, names_machine
 from harness.matrix import check_glob
 from harness.model.arch import ARCHITECTURES
-from harness.model.kernel import KernelSpec
+from harness.model.kernel import KernelSource, KernelSpec
 from harness.model.lock import Lock
 from harness.model.sources import AptRepository, AptSource, GuestPackages
+from harness.source_config import btf_source, kernel_source
 from harness.yaml_node import Node
 
 MATRIX_FILE = "kernels.yaml"
 # What an identity may hold: it becomes file names, selectors and the first part of a cell's name.
 _IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_KERNEL_KEYS = ("id", "arch", "variant", "suites", "package", "tags", "cpu", "memory_mb", "kernel_args")
+_KERNEL_KEYS = (
+    "id", "arch", "variant", "suites", "package", "source", "btf", "tags", "cpu", "memory_mb", "kernel_args",
+    "backend",
+)  # fmt: skip
+_GUEST_BACKENDS = ("qemu", "virtme-ng")
+_GUEST_KEYS = ("suites", "packages")
 _REPOSITORY_KEYS = ("uri", "keyring", "components", "suites")
 _SCHEMES = ("http://", "https://", "file:///")
 # Below this a Debian kernel with its initramfs does not start; QEMU would only say that it hangs.
@@ -77,7 +84,7 @@ def matrix_from(data: Any, file: str, *, lock: Lock | None = None) -> Matrix:
     repositories = tuple(_repository(name, node) for name, node in top["repositories"].named().items())
     kernels: dict[str, KernelSpec] = {}
     for node in top["kernels"].sequence():
-        kernel = _kernel(node, repositories)
+        kernel = machine_row(node, _identity) if names_machine(node) else _kernel(node, repositories)
         if kernel.id in kernels:
             node.fail(f"two kernels have the identity {kernel.id!r}", remedy="every id must be one of a kind")
         kernels[kernel.id] = kernel
@@ -100,30 +107,55 @@ def _repository(name: str, node: Node) -> AptRepository:
 
 
 def _guest(node: Node, repositories: tuple[AptRepository, ...]) -> GuestPackages:
-    entries = node.mapping(("suites", "packages"), required=("suites", "packages"))
+    entries = node.mapping((*_GUEST_KEYS, "arches"), required=_GUEST_KEYS)
+    arches = {}
+    for name, other in entries["arches"].named().items() if "arches" in entries else ():
+        replace(other, value=name).choice(ARCHITECTURES)
+        arches[name] = _guest_packages(other.mapping(_GUEST_KEYS, required=_GUEST_KEYS), repositories)
+    return replace(_guest_packages(entries, repositories), arches=arches)
+
+
+def _guest_packages(entries: Mapping[str, Node], repositories: tuple[AptRepository, ...]) -> GuestPackages:
     return GuestPackages(
         repositories=repositories, suites=_suites(entries, repositories), packages=entries["packages"].texts()
     )
 
 
 def _kernel(node: Node, repositories: tuple[AptRepository, ...]) -> KernelSpec:
-    entries = node.mapping(_KERNEL_KEYS, required=("id", "arch", "variant", "suites", "package"))
-    identity = entries["id"].text()
-    if not _IDENTITY.fullmatch(identity):
-        entries["id"].fail(f"{identity!r} cannot be an identity", remedy="letters, digits and . _ + - only")
-    source = AptSource(
-        repositories=repositories, suites=_suites(entries, repositories), package=_glob(entries["package"])
+    elsewhere = isinstance(node.value, dict) and "source" in node.value
+    entries = node.mapping(
+        _KERNEL_KEYS, required=("id", "arch", "variant", *(() if elsewhere else ("suites", "package")))
     )
     return KernelSpec(
-        id=identity,
+        id=_identity(entries["id"]),
         arch=ARCHITECTURES[entries["arch"].choice(ARCHITECTURES)],
         variant=entries["variant"].text(),
-        source=source,
+        source=_source(entries, repositories),
         tags=frozenset(entries["tags"].texts()) if "tags" in entries else frozenset(),
         cpu=entries["cpu"].text() if "cpu" in entries else None,
         memory_mb=entries["memory_mb"].integer(least=_LEAST_MEMORY_MB) if "memory_mb" in entries else 256,
         kernel_args=entries["kernel_args"].texts() if "kernel_args" in entries else (),
+        backend=entries["backend"].choice(_GUEST_BACKENDS) if "backend" in entries else "qemu",
+        btf=btf_source(entries["btf"]) if "btf" in entries else None,
     )
+
+
+def _identity(node: Node) -> str:
+    if not _IDENTITY.fullmatch(node.text()):
+        node.fail(f"{node.text()!r} cannot be an identity", remedy="letters, digits and . _ + - only")
+    return node.text()
+
+
+def _source(entries: Mapping[str, Node], repositories: tuple[AptRepository, ...]) -> KernelSource:
+    """An apt package by `suites` and `package`, or what `source` says."""
+    if "source" not in entries:
+        return AptSource(
+            repositories=repositories, suites=_suites(entries, repositories), package=_glob(entries["package"])
+        )
+    for key in ("suites", "package"):
+        if key in entries:
+            entries[key].fail("does not go with `source`")
+    return kernel_source(entries["source"])
 
 
 def _suites(entries: Mapping[str, Node], repositories: tuple[AptRepository, ...]) -> tuple[str, ...]:

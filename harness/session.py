@@ -59,8 +59,9 @@ DEADLINES = {
 class SessionOptions:
     """`cold`: boot although a saved guest exists, and save nothing. `accelerator` None: KVM where it works, else TCG.
 
-    `judge_seconds` replaces the deadline of one request. `on_event` gets lines for people. `sources` are the guest's
-    own modules (what is in the package; tests add to them).
+    `judge_seconds` replaces the deadline of one request. `on_event` gets lines for people, `on_console` all that a
+    guest's console said, once it has ended, from whatever thread ended it. `sources` are the guest's own modules (what
+    is in the package; tests add to them).
     """
 
     store: Store
@@ -69,6 +70,7 @@ class SessionOptions:
     accelerator: Literal["kvm", "tcg"] | None = None
     judge_seconds: float | None = None
     on_event: Callable[[str], None] = lambda _line: None
+    on_console: Callable[[str], None] = lambda _text: None
     sources: Mapping[str, bytes] = field(default_factory=payload.sources)
 
 
@@ -127,6 +129,7 @@ class Session:
         self._notes: list[str] = []
         self._closed = False
         self._guest: Guest | None = None
+        self._told: dict[Guest, object] = {}
         started = time.monotonic()
         self._accelerator = self._choose_accelerator()
         self._deadlines = DEADLINES[self._accelerator.name]
@@ -167,7 +170,14 @@ class Session:
         self._closed = True
         guest, self._guest = self._guest, None
         if guest is not None:
-            guest.end()
+            self._end(guest)
+
+    def _end(self, guest: Guest, grace: float = 0.0) -> None:
+        """End a guest, and hand on what its console said, once."""
+        guest.end(grace=grace)
+        mine = object()
+        if self._told.setdefault(guest, mine) is mine:
+            self._options.on_console(guest.qemu.console.text())
 
     # --- coming to be
 
@@ -184,7 +194,7 @@ class Session:
         try:
             self._hello(guest, accelerator.PROBE_SECONDS)
         finally:
-            guest.end()
+            self._end(guest)
 
     def _make_recipe(self, name: str) -> Recipe:
         options = self._options
@@ -240,7 +250,7 @@ class Session:
         except CorematrixError as error:
             self._note(f"the guest could not be saved: {error.message}")
         finally:
-            guest.end()
+            self._end(guest)
 
     def _greeted(self, guest: Guest, seconds: float) -> Guest:
         try:
@@ -255,7 +265,7 @@ class Session:
             if isinstance(error, QmpError):
                 lost = self._lost(guest, "QEMU ended before the guest came up", "crashed")
                 raise lost from error
-            guest.end()
+            self._end(guest)
             raise
         return guest
 
@@ -350,7 +360,7 @@ class Session:
         """End the guest and say how it died: the kernel's own words where it had some, QEMU's where it could not
         start.
         """
-        guest.end(grace=1.0 if status == "crashed" else 0.0)
+        self._end(guest, grace=1.0 if status == "crashed" else 0.0)
         console = guest.qemu.console
         if console.blames_us():
             status = "error"

@@ -48,6 +48,7 @@ def fetch_guest(
     options: AptOptions = _DEFAULT,
 ) -> GuestDebs:
     """The .deb files of the guest's packages for an architecture. FetchError, CacheError, ConfigError."""
+    guest = guest.for_arch(arch.name)
     client = AptClient(guest.repositories, store, on_event=on_event, options=options)
     pins = lock.guest.get(arch.debian, ()) if lock else ()
     substituted = None
@@ -65,7 +66,7 @@ def fetch_guest(
 
 def select_guest(guest: GuestPackages, arch: Architecture, client: AptClient) -> tuple[Package, ...]:
     """The newest of each package that is in the pool, without downloading them: what a lock pins. FetchError."""
-    return _newest_there(guest, arch, client, lambda package: exists(client.url(package)))
+    return _newest_there(guest.for_arch(arch.name), arch, client, lambda package: exists(client.url(package)))
 
 
 def _newest(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
+# Since then libbpf reads "Debian 6.1.192-2" in uname's version; before it took 6.1.0 from its release.
+_READS_DEBIAN_VERSION = (1, 2)
 _GONE_SECONDS = 5.0
 
 
@@ -60,13 +62,13 @@ class Machine:
         self._kconfig_bad: bool | None = None
         self._sha256: str | None = None
         self._wrapper: bool | None = None
+        self._kallsyms: dict[str, int] | None = None
         self._left: tuple[set[int], set[int]] = (set(), set())
         self.btf = self._target()
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
         self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_lines, self._virtual)
-        uname = os.uname()
-        self.kern_version = kernel_version(uname.release, uname.version, _read("/proc/version_signature"))
+        self._rules: tuple[int, ...] | None = None
 
     @classmethod
     def survey(cls, *, btf_path: str | None = None, kconfig_path: str | None = None, bpf: Bpf | None = None) -> Machine:
@@ -105,6 +107,17 @@ class Machine:
         return self._modules
 
     # -- Kconfig and the values libbpf makes up
+
+    def follow(self, rules: tuple[int, ...] | None) -> None:
+        """From now on make values up as that version of libbpf does (None: the newest)."""
+        self._rules = rules
+
+    @property
+    def kern_version(self) -> int:
+        """KERNEL_VERSION() of this kernel as libbpf tells it (get_kernel_version())."""
+        uname = os.uname()
+        newer = self._rules is None or self._rules >= _READS_DEBIAN_VERSION
+        return kernel_version(uname.release, uname.version if newer else "", _read("/proc/version_signature"))
 
     def kconfig_text(self) -> str | None:
         """The kernel's Kconfig, None when it is nowhere to be read."""
@@ -171,7 +184,21 @@ class Machine:
             "source": "file" if self.btf_override else "kernel",
             "sha256": self._sha256,
             "types": self.btf.count - 1,
+            **({"kallsyms": self._known_functions(self.btf)} if self.btf_override else {}),
         }
+
+    def _known_functions(self, target: B.Btf) -> dict[str, int] | None:
+        """How many functions a BTF from elsewhere has, and how many of them this kernel's symbol table does not know;
+        None without such a table (CONFIG_KALLSYMS)."""
+        if self._kallsyms is None:
+            text = _read("/proc/kallsyms")
+            if not text:
+                return None
+            known = {line.split(None, 3)[2].partition(".")[0] for line in text.splitlines()}
+            kinds = range(1, target.count)
+            functions = {target.type(id_).name for id_ in kinds if target.kind(id_) == B.BTF_KIND_FUNC}
+            self._kallsyms = {"functions": len(functions), "missing": len(functions - known)}
+        return self._kallsyms
 
     def leave_behind(self, progs: set[int], maps: set[int]) -> None:
         """Note ids of programs and maps that were closed and that the kernel frees in its own time."""

@@ -58,7 +58,14 @@ class Source(Protocol):
 
 
 # Each is imported only when asked for: a matrix of local kernels needs no apt client.
-_SOURCES = {"apt": "harness.kernels.apt_source"}
+_SOURCES = {
+    "apt": "harness.kernels.apt_source",
+    "path": "harness.kernels.path_source",
+    "url": "harness.kernels.path_source",
+    "tree": "harness.kernels.tree_source",
+    "local": "harness.kernels.machine",
+    "ssh": "harness.kernels.machine",
+}
 
 
 def provide(
@@ -66,9 +73,15 @@ def provide(
 ) -> Kernel:
     """The kernel of a row, its files in the cache. `on_event` gets lines for people (what is downloaded, what is odd).
 
-    Raises FetchError, CacheError, ConfigError.
+    `spec.btf` takes the place of the kernel's own. Raises FetchError, CacheError, UsageError (also for files of the
+    user's that are not what they should be), ConfigError.
     """
-    return _source(spec).provide(spec, spec.source, store, lock, on_event, options=options)
+    kernel = _source(spec).provide(spec, spec.source, store, lock, on_event, options=options)
+    if spec.btf is None:
+        return kernel
+    # Imported when asked for, like the sources.
+    external_btf = importlib.import_module("harness.kernels.external_btf")
+    return cast("Kernel", external_btf.attach(kernel, spec.btf, store, on_event))
 
 
 def kernel_modules(
