@@ -135,7 +135,6 @@ class Library:
         self._libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
         self._text = ctypes.create_string_buffer(_PRINT_BUFFER)
         self._callbacks = (_PRINT(self._print), _SYSCALL(self._syscall), _CLOSE(self._close), _GZOPEN(self._gzopen))
-        self.libbpf_set_print(ctypes.cast(self._callbacks[0], c_void_p))
         slots = self._slots()
         gzopen = b"gzopen64" if b"gzopen64" in slots else b"gzopen"  # <zlib.h> renames it with large file support
         self._real_gzopen = _GZOPEN(c_ulong.from_address(slots[gzopen][0]).value) if gzopen in slots else None
@@ -176,6 +175,11 @@ class Library:
         if self.close is not None:
             return self.close(fd)
         return int(self._libc.close(fd))
+
+    def listen(self, on_print: Callable[[int, str], None] | None) -> None:
+        """Have libbpf's messages told to `on_print`, whoever listened before; None: to nobody."""
+        self.on_print = on_print
+        self.libbpf_set_print(ctypes.cast(self._callbacks[0], c_void_p))
 
     def _gzopen(self, path: bytes, mode: bytes) -> int | None:
         if self.kconfig_path is not None:

@@ -90,7 +90,7 @@ class Load:
         """
         started = time.perf_counter()
         lib = self.lib
-        lib.on_print = self.log.feed
+        lib.listen(self.log.feed)
         for section, (prog_type, attach_type) in refused.items():
             handler = lib.libbpf_register_prog_handler(section.encode(), prog_type, attach_type, None)
             self._handlers.append(handler)
@@ -175,7 +175,8 @@ class Load:
             if handler >= 0:
                 self.lib.libbpf_unregister_prog_handler(handler)
         self._handlers.clear()
-        self.lib.on_print = self.lib.kconfig_path = None
+        self.lib.listen(None)
+        self.lib.kconfig_path = None
 
 
 class Judge:

@@ -78,9 +78,9 @@ def _relo_key(line: Mapping[str, Any]) -> str:
 
 
 def _relo_fields(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    yield from _fields(mine, theirs, ("outcome", "local_spec", "target_spec", "before"))
+    yield from _fields(mine, theirs, ("outcome", "local_spec", "before"))
     if mine["outcome"] == theirs["outcome"] != "error":
-        yield from _fields(mine, theirs, ("new_value", "after"))
+        yield from _fields(mine, theirs, ("target_spec", "new_value", "after"))
     if theirs["orig_value"] is not None:  # libbpf names it only where it patches a value
         yield from _fields(mine, theirs, ("orig_value",))
 
