@@ -1,4 +1,4 @@
-"""The loader that is libbpf, on this machine's kernel: tests/support/real_libbpf, libbpf driven plainly, is its judge."""
+"""The loader that is libbpf, on this machine. Its judge is libbpf driven plainly (tests/support/real_libbpf.py)."""
 
 from __future__ import annotations
 
