@@ -57,6 +57,7 @@ class ObjectJudge:
         self._request = request
         self._progress = progress
         self._rules = Rules(request.get("rules"))
+        machine.follow(self._rules_version())
         self._error: dict[str, Any] | None = None
         self._obj: BpfObject | None = None
         self._maps: list[Map] = []
