@@ -20,6 +20,7 @@ SEC_PROGS, SEC_DATA, SEC_RODATA, SEC_BSS, SEC_MAPS, SEC_STRUCT_OPS, SEC_ARENA, S
 # name -> first libbpf that knows it; an older one skips it as unrecognized data
 _STRUCT_OPS_SECS = {".struct_ops": (0,), ".struct_ops.link": (1, 2), "?.struct_ops": (1, 4), "?.struct_ops.link": (1, 4)}
 _TEXT_IS_SUBPROGS = (1, 4)
+_MOST_CODE = 4  # times the file: functions and sections that lie over each other cost a copy each
 LICENSE_MAX = 63  # char license[64] in struct bpf_object
 
 
@@ -96,6 +97,7 @@ class BpfObject:
         self.btf: Btf | None = None
         self.btf_ext: BtfExt | None = None
         self.btf_error: str | None = None
+        self._code_room = _MOST_CODE * len(data)
         self._funcs = self._functions_by_section()
         for section in self.elf.sections[1:]:
             self._collect_section(section)
@@ -194,6 +196,7 @@ class BpfObject:
     # -- programs (bpf_object__add_programs, bpf_object__init_prog)
 
     def _add_programs(self, section: E.Section) -> None:
+        self._take_room(section.size)
         code = self.elf.content(section)
         is_text = section.index == self.text_idx
         where = f"{self.path}: sec '{section.name}'"
@@ -205,7 +208,13 @@ class BpfObject:
                 raise Unsupported(f"{where}: program '{symbol.name}' is static and not supported")
             if size == 0 or size % INSN_SIZE or start % INSN_SIZE:
                 raise MalformedElf(f"{where}: corrupted program '{symbol.name}', offset {start}, size {size}", EINVAL)
+            self._take_room(size)
             self.progs.append(Prog(symbol, section, bytearray(code[start : start + size]), is_text))
+
+    def _take_room(self, size: int) -> None:
+        self._code_room -= size
+        if self._code_room < 0:
+            raise MalformedElf(f"{self.path}: programs lie over each other, and are too large")
 
     def find_prog(self, sec_idx: int, insn: int) -> Prog | None:
         """The program that holds instruction `insn` of section `sec_idx` (find_prog_by_sec_insn); None in a gap.

@@ -40,6 +40,7 @@ MAX_RESOLVE_DEPTH = 32  # btf.c; btf__resolve_size gives up beyond
 _MAX_CHAIN = 4096  # modifiers and typedefs in a row: libbpf has no limit and would hang on a loop
 
 _MAX_NAME_BYTES = 64 << 20  # of a BTF whose names lie inside of each other; none does that honestly
+_LONG_NAME = 512  # KSYM_NAME_LEN: the kernel takes no longer ones, so only longer ones are counted
 _FEW = 16
 
 _HAS_SIZE = frozenset(
@@ -116,6 +117,7 @@ class Btf:
         self.base = base
         self.count: int
         self._strings_start: int = 0
+        self._long_read = 0
         self._pointer_size = pointer_size
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
@@ -209,7 +211,12 @@ class Btf:
         start = offset - self._strings_start
         if start >= len(self._strings):
             raise self._bad(f"string offset {offset} outside the string section")
-        return self._strings[start : self._strings.index(b"\0", start)]
+        end = self._strings.index(b"\0", start)
+        if end - start > _LONG_NAME:
+            self._long_read += end - start
+            if self._long_read > _MAX_NAME_BYTES:
+                raise self._bad("names lie inside of each other, and are too long")
+        return self._strings[start:end]
 
     def string(self, offset: int) -> str:
         """The string at `offset` as text."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .bpf_object import BpfObject
 
 _STATIC, _GLOBAL = 0, 1
+_U32 = 0xFFFFFFFF  # what an ELF says in 64 bits goes into 32, as in libbpf
 _RESTRICTED = (E.STV_INTERNAL, E.STV_HIDDEN)
 
 
@@ -99,13 +100,13 @@ def _complete_datasec(image: BtfImage, obj: BpfObject, sec: B.Type, symbols: dic
     fixup = words[place + 2] == 0
     if fixup:
         section = obj.elf.section(sec.name)
-        words[place + 2] = section.size if section is not None else 0
+        words[place + 2] = section.size & _U32 if section is not None else 0
     rows = []
     for var_id, listed, size in image.btf.datasec(sec):
         var, offset = image.btf.type(var_id), listed
         symbol = symbols.get(var.name)
         if var.kind == B.BTF_KIND_VAR and image.btf.linkage(var) == _GLOBAL and symbol is not None:
-            offset = symbol.value if fixup else listed
+            offset = symbol.value & _U32 if fixup else listed
             if symbol.visibility in _RESTRICTED:
                 words[image.place(var_id) + 3] = _STATIC
         rows.append((offset, var_id, size))
@@ -127,7 +128,8 @@ def complete_kconfig(image: BtfImage, offsets: dict[str, int], size: int) -> Non
         return
     rows = []
     for var_id, offset, var_size in image.btf.datasec(image.btf.type(sec_id)):
-        image.words[image.place(var_id) + 3] = _GLOBAL
+        if image.btf.kind(var_id) == B.BTF_KIND_VAR:
+            image.words[image.place(var_id) + 3] = _GLOBAL
         rows.append((offsets.get(image.btf.type(var_id).name, offset), var_id, var_size))
     image.words[image.place(sec_id) + 2] = size
     set_datasec(image, sec_id, rows)
@@ -153,7 +155,7 @@ def complete_ksyms(image: BtfImage) -> None:
             _name_params(image, words[place + 2], name)
             image.set_info(var_id, B.BTF_KIND_FUNC, _GLOBAL)
             var_id = dummy
-        else:
+        elif btf.kind(var_id) == B.BTF_KIND_VAR:
             words[place + 2], words[place + 3] = int_id, _GLOBAL
         rows.append((4 * position, var_id, 4))
     words[image.place(sec_id) + 2] = 4 * len(entries)
@@ -170,6 +172,8 @@ def _find_int(image: BtfImage) -> int:
 def _name_params(image: BtfImage, proto_id: int, name: int) -> None:
     """A func_proto of a FUNC must name its parameters; declarations often do not."""
     place = image.place(proto_id)
+    if image.words[place + 1] >> 24 & 0x7F != B.BTF_KIND_FUNC_PROTO:
+        return
     for at in range(place + 3, place + 3 + 2 * (image.words[place + 1] & 0xFFFF), 2):
         if image.words[at + 1] and not image.words[at]:
             image.words[at] = name
@@ -190,7 +194,7 @@ def _datasec_to_struct(image: BtfImage, t: B.Type) -> None:
     image.set_info(t.id, B.BTF_KIND_STRUCT, t.vlen)
     for at in range(place + 3, place + 3 + 3 * t.vlen, 3):
         var_id, offset = words[at], words[at + 1]
-        words[at : at + 3] = array("I", (words[image.place(var_id)], var_id, offset * 8))
+        words[at : at + 3] = array("I", (words[image.place(var_id)], var_id, offset * 8 & _U32))
 
 
 def _qmark(image: BtfImage, t: B.Type) -> None:

@@ -29,6 +29,10 @@ _SYM = {True: "IBBHQQ", False: "IIIBBH"}
 _REL = {True: "QQ", False: "II"}
 
 
+# Names may share their ends, so they may be longer together than the file; only hostile ones are by this much.
+_MOST_TIMES_THE_FILE = 16
+
+
 class Section:
     """One section header: `index`, `name`, `type` (SHT_*), `flags`, `addr`, `offset`, `size`, `link`, `info`,
     `entsize`.
@@ -133,10 +137,14 @@ class Elf:
             raise self._bad(f"section name table has index {strndx} of {count}")
         names = self._slice(headers[strndx][4], headers[strndx][5], "section name table")
         sections = []
+        room = _MOST_TIMES_THE_FILE * len(self.data)
         for index, header in enumerate(headers):
             name = "" if index == 0 else read_string(names, header[0])
             if name is None:
                 raise self._bad(f"section [{index}] has a name outside the section name table")
+            room -= len(name)
+            if room < 0:
+                raise self._bad("section names lie inside of each other, and are too long")
             sections.append(Section(index, name, header))
         return sections
 
@@ -186,6 +194,7 @@ class Elf:
             raise self._bad("symbol strings section missing or invalid")
         names = self.content(self.sections[table.link])
         symbols = []
+        room = _MOST_TIMES_THE_FILE * len(self.data)
         for index, fields in enumerate(layout.iter_unpack(data)):
             if self.is64:
                 name_off, info, other, shndx, value, size = fields
@@ -194,6 +203,9 @@ class Elf:
             name = "" if name_off == 0 else read_string(names, name_off)
             if name is None:
                 raise self._bad(f"symbol [{index}] has a name outside the symbol strings")
+            room -= len(name)
+            if room < 0:
+                raise self._bad("symbol names lie inside of each other, and are too long")
             symbols.append(Symbol(index, name, info, other, shndx, value, size))
         return symbols
 

@@ -26,7 +26,7 @@ class Site:
 
     __slots__ = ("at", "data", "offset")
 
-    def __init__(self, at: int, data: bytes, offset: int) -> None:
+    def __init__(self, at: int, data: bytes | bytearray, offset: int) -> None:
         self.at = at
         self.data = data
         self.offset = offset

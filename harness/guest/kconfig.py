@@ -26,7 +26,7 @@ from .btf import (
     Btf,
     Type,
 )
-from .errors import EINVAL, ENOENT, ENOTSUP, ERANGE, ESRCH, CoreError, ExternError, GuestError
+from .errors import EINVAL, ENOENT, ENOMEM, ENOTSUP, ERANGE, ESRCH, CoreError, ExternError, GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ TRI_NO, TRI_YES, TRI_MODULE = 0, 1, 2  # enum libbpf_tristate
 BTF_LINKAGE_EXTERN = 2  # BTF_VAR_GLOBAL_EXTERN, BTF_FUNC_EXTERN
 _LINE_MAX = 4095  # fgets() into char[PATH_MAX]: longer lines arrive in pieces
 _U64 = 1 << 64
+_MAX_MAP = 16 << 20  # bytes of all Kconfig values; the guest has 256 MB, a Kconfig 300 KB
 
 
 class Extern:
@@ -196,6 +197,7 @@ def _extern_types(btf: Btf) -> tuple[dict[str, Type], dict[int, str]]:
 
 def layout(externs: list[Extern], btf: Btf) -> list[Extern]:
     """Type the Kconfig externs and give each its place in the map; returns them in the map's order (cmp_externs)."""
+    total = 0
     for extern in externs:
         try:
             extern.size = btf.resolve_size(extern.type_id)
@@ -203,6 +205,9 @@ def layout(externs: list[Extern], btf: Btf) -> list[Extern]:
             raise GuestError(
                 f"failed to resolve size of extern (kcfg) '{extern.name}': {error.message}", error.errno
             ) from None
+        total += extern.size
+        if total > _MAX_MAP:
+            raise GuestError(f"extern (kcfg) '{extern.name}': {total} bytes of Kconfig values", ENOMEM)
         extern.kind, extern.signed = _kind_of(btf, extern.type_id)
         if not extern.kind:
             raise GuestError(f"extern (kcfg) '{extern.name}': type is unsupported", ENOTSUP)

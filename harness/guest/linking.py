@@ -14,7 +14,7 @@ import sys
 from . import bpf_object as O
 from . import elf as E
 from . import insn as I
-from .errors import ENOENT, LIBBPF_ERRNO__RELOC, GuestError
+from .errors import E2BIG, ENOENT, LIBBPF_ERRNO__RELOC, GuestError
 from .externs import Ksym
 from .folding import Site
 from .maps import KCONFIG
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .maps import Map
 
 _ORDER = sys.byteorder
+_MOST_FUNCS = 512  # in one program; the kernel takes 256 (BPF_MAX_SUBPROGS), and each costs us a level of the stack
 
 
 class LinkError(GuestError):
@@ -126,6 +127,8 @@ class Linker:
             if callee is None:
                 continue
             if id(callee) not in starts:
+                if len(linked.funcs) == _MOST_FUNCS:
+                    raise LinkError(f"{prog.name}: more than {_MOST_FUNCS} functions; the kernel takes 256", E2BIG)
                 self._append(linked, starts, callee)
             self._point(linked, start + index, starts[id(callee)], callee)
 
@@ -213,7 +216,7 @@ class Linker:
         linked.refs.append(Ref(at, "map_value" if value else "map_fd", item.name, offset))
 
     def _note_constant(self, linked: Linked, at: int, item: Map, offset: int) -> None:
-        linked.constants.append(Site(at, bytes(item.data), offset))
+        linked.constants.append(Site(at, item.data, offset))
         linked.registers[at] = I.read(linked.code, at, _ORDER)[1]
 
     def _map_of(self, symbol: E.Symbol) -> tuple[Map | None, int]:

@@ -10,7 +10,7 @@ import struct
 
 from . import bpf_object as O
 from . import btf as B
-from .errors import EINVAL, ENOENT, ENOTSUP, LIBBPF_ERRNO__RELOC, MapError
+from .errors import EINVAL, ENOENT, ENOMEM, ENOTSUP, LIBBPF_ERRNO__RELOC, MapError
 from .syscall import Bpf, MapCreate
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ _SIZELESS = frozenset(
 )  # fmt: skip
 _STACK_TRACE, _STACK_DEPTH = MAP_TYPE["stack_trace"], 127  # sysctl kernel.perf_event_max_stack as it comes
 _PTR = 8  # pointers in BPF objects
+_U32 = 0xFFFFFFFF
 _PINNING_MAX = 1  # LIBBPF_PIN_BY_NAME
 
 
@@ -275,11 +276,15 @@ def _data_maps(obj: BpfObject, name: str) -> list[Map]:
     found = []
     for sec_idx in sorted(idx for idx, what in obj.sections.items() if what in kinds):
         section = obj.elf.sections[sec_idx]
+        kind = obj.sections[sec_idx]
+        if section.size > _U32:
+            raise MapError(f"{obj.path}: section {section.name} of {section.size} bytes", ENOMEM, section.name)
         if section.size:
-            content = (
-                bytearray(section.size) if obj.sections[sec_idx] == O.SEC_BSS else bytearray(obj.elf.content(section))
-            )
-            found.append(internal_map(obj, name, obj.sections[sec_idx], section.name, content, sec_idx))
+            # The zeros of .bss are nowhere written down: the kernel's own do.
+            content = bytearray() if kind == O.SEC_BSS else bytearray(obj.elf.content(section))
+            item = internal_map(obj, name, kind, section.name, content, sec_idx)
+            item.value_size = section.size
+            found.append(item)
     return found
 
 
@@ -435,7 +440,8 @@ class Creator:
     def _populate(self, item: Map) -> None:
         if item.fd is None:
             return
-        self._bpf.map_update(item.fd, struct.pack("=I", 0), bytes(item.data))
+        if item.kind != O.SEC_BSS:  # zeros are what the kernel makes it of
+            self._bpf.map_update(item.fd, struct.pack("=I", 0), bytes(item.data))
         if item.kind in (O.SEC_RODATA, KCONFIG):
             self._freeze(item.fd)
 
