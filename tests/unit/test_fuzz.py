@@ -1,5 +1,5 @@
-"""The fuzz targets for seconds (tests/fuzz has the engines for hours), every finding once, and inputs built to cost much
-more than their size.
+"""The fuzz targets for seconds (tests/fuzz has the engines for hours), every finding once, and inputs built to cost
+much more than their size.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def elf_file(sections: list[tuple[str, int, int, bytes, int, int, int]]) -> byte
         offset_of.setdefault(name, at)
         at += len(name) + 1
     body, headers = bytearray(64), [bytes(64)]
-    for name, type_, flags, given, link, info, entsize in sections:
-        content = table if name == ".strtab" else given
+    for name, type_, flags, own, link, info, entsize in sections:
+        content = table if name == ".strtab" else own
         place = (0, len(body), len(content))
         headers.append(struct.pack("<IIQQQQIIQQ", offset_of[name], type_, flags, *place, link, info, 8, entsize))
         body += content + bytes(-len(content) % 8)
