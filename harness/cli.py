@@ -28,6 +28,7 @@ VERBS = {
     "doctor": "what this machine can do, and the command that mends each lack",
     "diff": "what changed between two stored runs",
     "report": "a stored run in another format",
+    "merge": "the shards of one run (`run --shard i/n`) put together again",
 }
 # A verb is a module with `add_arguments(parser)` and `run(options, stdout, stderr) -> exit status`.
 _ELSEWHERE = {"inspect": "harness.inspection"}

@@ -2,7 +2,7 @@
 
     cells/<identity>.json             the cell as in `run --json`, written the moment it is known
     logs/<identity>/<program>.log     the verdict load's verifier log
-    consoles/<kernel>-N.log           what each guest printed
+    consoles/<kernel>-N.log           what the console of each guest said, those that were lost at boot included
     run.json, report.txt              at the end, also of an interrupted run
 
 Files appear whole or not at all (temporary name, then rename), so what a killed run leaves can be trusted.
@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import json
 import os
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -32,6 +34,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self._consoles: Counter[str] = Counter()
+        self._guard = threading.Lock()
 
     @classmethod
     def create(cls, parent: Path, started: datetime) -> RunDirectory:
@@ -66,6 +70,26 @@ class RunDirectory:
                 prog = replace(prog, verifier=replace(prog.verifier, log=str(where)))  # noqa: PLW2901
             progs.append(prog)
         return replace(result, progs=tuple(progs))
+
+    def keep_console(self, kernel_id: str, text: str) -> None:
+        """Write what a guest's console said, under the next number of its kernel; nothing for one that was silent."""
+        if text.strip():
+            with self._guard:
+                self._consoles[kernel_id] += 1
+                number = self._consoles[kernel_id]
+            write_whole(self.path / "consoles" / f"{file_name(kernel_id)}-{number}.log", text)
+
+    def adopt(self, shard: Path) -> None:
+        """Copy what a shard's directory holds beside its reports. A kernel may have guests in several shards: their
+        consoles get numbers of their own here. InfrastructureError.
+        """
+        for kind in ("cells", "logs", "consoles", "internal-errors"):
+            for file in sorted(path for path in (shard / kind).rglob("*") if path.is_file()):
+                name, text = file.relative_to(shard), file.read_text(encoding="utf-8")
+                if name.parent == Path("consoles"):
+                    self.keep_console(name.stem.rpartition("-")[0], text)
+                else:
+                    write_whole(self.path / name, text)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run as a whole; returns its path."""

@@ -72,12 +72,13 @@ class Store:
 
     def close(self) -> None:
         """Let go of scratch space and of the hold on `prune`. The store can be used again afterwards."""
-        if self._scratch is not None:
-            self._scratch.close()
-            self._scratch = None
-        if self._in_use is not None:
-            os.close(self._in_use)
-            self._in_use = None
+        with self._guard:
+            scratch, self._scratch = self._scratch, None
+            held, self._in_use = self._in_use, None
+        if scratch is not None:
+            scratch.close()
+        if held is not None:
+            os.close(held)
 
     def __enter__(self) -> Store:
         return self
@@ -269,12 +270,7 @@ class _Scratch:
             tag = tmp.parent / "CACHEDIR.TAG"
             if not tag.exists():
                 tag.write_text(_TAG, encoding="utf-8")
-            self._directory = tmp / secrets.token_hex(8)
-            lock = self._directory.with_suffix(".lock")
-            self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._directory.mkdir()
+            self._directory, self._descriptor = _own_directory(tmp)
         _sweep(tmp, mine=self._directory)
 
     def new(self) -> Path:
@@ -288,6 +284,25 @@ class _Scratch:
         with contextlib.suppress(OSError):
             self._directory.with_suffix(".lock").unlink()
         os.close(self._descriptor)
+
+
+def _own_directory(tmp: Path) -> tuple[Path, int]:
+    """A new directory and its lock, held. Between the lock's making and its taking another writer's sweep can take it
+    for that of a dead one and remove it: then this begins again with another name.
+    """
+    while True:
+        directory = tmp / secrets.token_hex(8)
+        lock = directory.with_suffix(".lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            swept = not lock.exists()
+        except OSError as error:
+            swept = error.errno not in _NO_LOCKS
+        if not swept:
+            directory.mkdir()
+            return directory, descriptor
+        os.close(descriptor)
 
 
 def _sweep(tmp: Path, mine: Path) -> None:

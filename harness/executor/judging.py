@@ -8,17 +8,19 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from harness import judge, kernels
+from harness import backends, judge, kernels
 from harness.apt.guest import fetch_guest
 from harness.apt.repository import AptOptions
 from harness.boot import GuestPackages
 from harness.errors import CorematrixError, InfrastructureError, Interrupted
 from harness.executor.attempts import Answer
 from harness.executor.local import STOPPED, GuestSession, Services
+from harness.guest import btf as guest_btf
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
@@ -27,16 +29,20 @@ from harness.model.lock import Lock
 from harness.model.result import CellResult, KernelResult, ObjectResult
 from harness.model.sources import GuestPackages as WantedPackages
 from harness.model.verdict import CellStatus
+from harness.predict.compare import compare
+from harness.predict.kernels import model_from
+from harness.predict.models import Model
 from harness.rundir import RunDirectory, file_name, logs_of
-from harness.session import JudgeRequest, Session, SessionOptions
+from harness.session import JudgeRequest, SessionOptions
 from harness.store import Store
+
+_NO_PACKAGES = GuestPackages(paths=(), provenance=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
-    command
-    that runs a cell again. Its services are used by many threads.
+    command that runs a cell again. Its services are used by many threads.
     """
 
     store: Store
@@ -50,6 +56,7 @@ class Judging:
     cold: bool = False
     apt: AptOptions = field(default_factory=AptOptions)
     _packages: dict[str, GuestPackages] = field(default_factory=dict)
+    _models: dict[str, Model] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def services(self) -> Services:
@@ -72,6 +79,8 @@ class Judging:
 
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
         kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
+        if spec.backend not in backends.NEEDS_PACKAGES:
+            return kernel
         with self._locks[spec.arch.name]:
             if spec.arch.name not in self._packages:
                 debs = fetch_guest(self.guest, spec.arch, self.store, self.lock, on_event, options=self.apt)
@@ -81,12 +90,17 @@ class Judging:
     def _open(self, kernel: Kernel, on_event: Callable[[str], None]) -> GuestSession:
         options = SessionOptions(
             store=self.store,
-            packages=self._packages[kernel.spec.arch.name],
+            packages=self._packages.get(kernel.spec.arch.name, _NO_PACKAGES),
             cold=self.cold,
             judge_seconds=self.timeout,
             on_event=on_event,
+            on_console=lambda text: self._keep_console(kernel, text),
         )
-        return _OpenSession(Session(kernel, options))
+        return _OpenSession(backends.open_session(kernel, options))
+
+    def _keep_console(self, kernel: Kernel, text: str) -> None:
+        with suppress(InfrastructureError):  # a full disk: the verdicts matter more, and writing run.json says so
+            self.directory.keep_console(kernel.spec.id, text)
 
     def _conclude(self, cell: Cell, kernel: Kernel, session: GuestSession | None, answer: Answer) -> CellResult:
         begun = self._begun(cell, kernel, session if isinstance(session, _OpenSession) else None)
@@ -99,7 +113,25 @@ class Judging:
         result = judge.classify(answer.facts, begun, expectations, today=self.today, crashed=answer.crashed_progs)
         tails = list(answer.crashed_progs.values())
         result = replace(result, console_tail=tails[-1] if tails else result.console_tail)
+        result = replace(result, prediction=self._prediction(cell, kernel, result, answer.facts))
         return self.directory.keep_logs(result, logs_of(answer.facts))
+
+    def _prediction(
+        self, cell: Cell, kernel: Kernel, result: CellResult, facts: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """What would have been predicted, held against what the kernel showed; None where there is no BTF to tell the
+        verifier by. A fault in it is written down and costs the cell nothing.
+        """
+        if kernel.btf is None:
+            return None
+        try:
+            with self._locks[str(kernel.btf)]:
+                if str(kernel.btf) not in self._models:
+                    self._models[str(kernel.btf)] = model_from(guest_btf.load(str(kernel.btf)))
+            return compare(result, facts, _bytes_of(cell.object), self._models[str(kernel.btf)])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return {"rules": [], "compared": 0, "disagreements": [], "reason": reason}
 
     def _with_console(self, result: CellResult, at: str) -> CellResult:
         if result.console_tail:
@@ -120,12 +152,13 @@ class Judging:
 
     def _begun(self, cell: Cell, kernel: Kernel | None, session: _OpenSession | None) -> CellResult:
         spec = cell.kernel
+        kernel = session.kernel if session else kernel
         return CellResult.begin(
             cell.id,
             KernelResult(
                 id=spec.id,
                 arch=spec.arch.name,
-                release=kernel.release if kernel else None,
+                release=(kernel.release or None) if kernel else None,
                 variant=spec.variant,
                 source=kernel.source if kernel else {},
                 btf_sha256=kernel.btf_sha256 if kernel else None,
@@ -149,9 +182,9 @@ def _bytes_of(candidate: ObjectFile) -> bytes:
 
 
 class _OpenSession:
-    """A `Session` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
+    """A `Backend` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: backends.Backend) -> None:
         self._session = session
         self._boot_seconds = session.provenance.seconds
         self._load_seconds = 0.0
@@ -175,6 +208,10 @@ class _OpenSession:
 
     def close(self) -> None:
         self._session.close()
+
+    @property
+    def kernel(self) -> Kernel:
+        return self._session.kernel
 
     def provenance(self) -> dict[str, Any]:
         """For the result just asked for. A boot's seconds count once: for the first cell it served."""

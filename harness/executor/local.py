@@ -112,7 +112,7 @@ class _Pool:
         self._queues = [KernelQueue(spec, cells) for spec, cells in by_kernel(plan.cells)]
         self._work = Work(self._queues)
         self._memory = MemoryBudget(plan.limits.memory_mb)
-        self._guests: set[_Guest] = set()
+        self._guests: set[Guest] = set()
         self._unfetched: deque[KernelQueue] = deque(self._queues)
         # Daemons: a download or a boot under way must not keep an interrupted run from ending. The guests end with them
         # (`proc.spawn`), the cache survives it (`store`).
@@ -181,7 +181,7 @@ class _Pool:
 
     def _serve(self, queue: KernelQueue) -> None:
         assert queue.kernel is not None
-        guest = _Guest(self, queue.kernel, self._services)
+        guest = Guest(queue.kernel, self._services, self.tell_kernel)
         self._guests.add(guest)
         try:
             while not self._work.stopped and (cell := queue.next()):
@@ -192,7 +192,7 @@ class _Pool:
             guest.close()
             self._guests.discard(guest)
 
-    def _judge(self, cell: Cell, guest: _Guest) -> CellResult:
+    def _judge(self, cell: Cell, guest: Guest) -> CellResult:
         try:
             answer = ask_until_answered(
                 guest.asker(cell), retries=self._plan.retries, on_progress=lambda message: self._progress(cell, message)
@@ -205,14 +205,14 @@ class _Pool:
         self.tell_cell(cell, " ".join(str(message[key]) for key in ("phase", "prog") if message.get(key)))
 
 
-class _Guest:
+class Guest:
     """One thread's guest: opened when first asked, opened anew after it was lost, given up when it will not come up."""
 
-    def __init__(self, pool: _Pool, kernel: Kernel, services: Services) -> None:
+    def __init__(self, kernel: Kernel, services: Services, tell: Callable[[str, str], None]) -> None:
         self.kernel = kernel
         self.session: GuestSession | None = None
         self.latest: GuestSession | None = None  # also when it is gone: where the last answer, or none, came from
-        self._pool = pool
+        self._tell = tell
         self._services = services
         self._closed = False
         self._failed_boots = 0
@@ -249,7 +249,7 @@ class _Guest:
         self.end()
 
     def _say(self, message: str) -> None:
-        self._pool.tell_kernel(self.kernel.spec.id, message)
+        self._tell(self.kernel.spec.id, message)
 
     def _opened(self) -> GuestSession:
         if self._dead is not None:

@@ -235,6 +235,7 @@ class CellResult:
     console_tail: str | None = None
     substituted: str | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    prediction: dict[str, Any] | None = None
     settings: dict[str, str] = field(default_factory=dict)
     loader: str = "python"
     loader_version: str | None = None
@@ -267,7 +268,9 @@ class CellResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A whole run. `notes` are about the run: rules no longer needed, rules that expired."""
+    """A whole run. `notes` are about the run: rules no longer needed, rules that expired. `shard` says which part of a
+    run this is (`executor.shard.Cut.record`), None for a whole one.
+    """
 
     schema: int = SCHEMA
     tool: dict[str, Any]
@@ -275,6 +278,7 @@ class RunResult:
     started: str
     seconds: float
     notes: tuple[str, ...] = ()
+    shard: dict[str, Any] | None = None
     cells: tuple[CellResult, ...]
 
     def count(self) -> dict[CellStatus, int]:
