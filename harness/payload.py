@@ -20,7 +20,14 @@ _GUEST = Path(__file__).resolve().parent / "guest"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # PEP 552: flags of a hash-based .pyc; bit 1 (check the source) left out.
 _UNCHECKED_HASH = (0b01).to_bytes(4, "little")
-_MAIN = "from guest.__main__ import main\nimport sys\nsys.exit(main())\n"
+# Read by whatever Python a machine has, Python 2 too: nothing younger may stand before the check.
+_MAIN = """\
+import sys
+if sys.version_info < (3, 9):
+    sys.exit("corematrix: Python 3.9 or newer is needed, this is %s" % sys.version.split()[0])
+from guest.__main__ import main
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,12 @@ class Node:
             self.fail(f"expected a whole number of at least {least}, found {self.value!r}")
         return self.value
 
+    def truth(self) -> bool:
+        """true or false."""
+        if not isinstance(self.value, bool):
+            self.fail(f"expected true or false, found {_kind(self.value)}")
+        return bool(self.value)
+
     def choice(self, among: Collection[str]) -> str:
         """One of a closed set of words."""
         if self.text() not in among:

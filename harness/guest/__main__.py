@@ -58,19 +58,28 @@ def _survey(btf_path: str, kconfig_path: str) -> Any:
 
 
 def as_command(words: list[str]) -> int:
-    """`judge OBJECT [--loader python|libbpf] [--btf FILE] [--kconfig FILE]`: facts as JSON on standard output."""
+    """`judge OBJECT [--loader python|libbpf] [--btf FILE] [--kconfig FILE]`: facts as JSON on standard output.
+    `serve [--btf FILE] [--kconfig FILE]`: frames on standard input and output.
+    """
     import argparse
 
     from .judge import Machine, judge
     from .quick_json import dumps
 
     parser = argparse.ArgumentParser(prog="python3 -m harness.guest", description=__doc__)
-    parser.add_argument("verb", choices=["judge"])
-    parser.add_argument("object")
+    parser.add_argument("verb", choices=["judge", "serve"])
+    parser.add_argument("object", nargs="?")
     parser.add_argument("--loader", choices=["python", "libbpf"], default="python")
     parser.add_argument("--btf")
     parser.add_argument("--kconfig")
     options = parser.parse_args(words)
+    if options.verb == "serve":
+        from .command import serve
+
+        serve(options.btf, options.kconfig)
+        return 0
+    if options.object is None:
+        parser.error("judge: no OBJECT")
     with open(options.object, "rb") as file:
         data = file.read()
     machine = Machine.survey(btf_path=options.btf, kconfig_path=options.kconfig)

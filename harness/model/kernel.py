@@ -44,12 +44,13 @@ class Kernel:
     `modules` are absolute paths in insmod order (dependencies first), uncompressed. `btf` is the raw .BTF of vmlinux,
     None when the kernel has none; with `btf_external` it came from elsewhere, and the guest must be given it. `source`
     is provenance for the report (package, version, sha256, repository; `btf` for an external one). `substituted` says,
-    in words, what stands in for a locked version that could not be had.
+    in words, what stands in for a locked version that could not be had. A machine that already runs (`model.machines`)
+    has no files here: its `vmlinuz` is None, and its `release` is empty until it has been asked.
     """
 
     spec: KernelSpec
     release: str
-    vmlinuz: Path
+    vmlinuz: Path | None
     vmlinuz_sha256: str
     config: Path | None
     modules: tuple[Path, ...]

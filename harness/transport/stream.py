@@ -4,8 +4,8 @@ of.
 
 from __future__ import annotations
 
-import socket
 import time
+from typing import Protocol
 
 from harness.guest.wire import MAX_PAYLOAD, Decoder, Frame, encode
 from harness.transport import ChannelClosedError, ChannelTimeoutError
@@ -13,10 +13,19 @@ from harness.transport import ChannelClosedError, ChannelTimeoutError
 _CHUNK = 1 << 18
 
 
+class Stream(Protocol):
+    """What is needed of a socket; paramiko's channels have it too. TimeoutError and OSError as sockets raise them."""
+
+    def settimeout(self, seconds: float, /) -> object: ...
+    def sendall(self, data: bytes, /) -> object: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def close(self) -> object: ...
+
+
 class StreamChannel:
     """A `transport.Channel` over `end`, which it owns. A payload larger than `limit` bytes is an error, not memory."""
 
-    def __init__(self, end: socket.socket, *, limit: int = MAX_PAYLOAD) -> None:
+    def __init__(self, end: Stream, *, limit: int = MAX_PAYLOAD) -> None:
         self._end = end
         self._decoder = Decoder(limit)
 
