@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from harness.guest import insn as I
 
@@ -16,7 +17,7 @@ class Decoded:
     """Instructions of `code`, decoded once. `opaque`: some jump leads where a map says (gotox)."""
 
     def __init__(self, code: bytes, byteorder: str = sys.byteorder) -> None:
-        self.byteorder: str = byteorder
+        self.byteorder: Literal["little", "big"] = "little" if byteorder == "little" else "big"
         self.count = len(code) // I.INSN_SIZE
         self._insns = [I.read(code, index, byteorder) for index in range(self.count)]
         self.opaque = any(op == I.BPF_JMP | I.BPF_JA | I.BPF_X for op, *_ in self._insns)

@@ -61,11 +61,13 @@ class Program:
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """`visited`: instructions the verifier reaches without passing poison; `poison`: those of them that are poisoned
-    calls; `complete` False when there was too much to walk, then nothing follows from an instruction's absence.
+    calls; `helpers` the numbers of those it calls; `complete` False when there was too much to walk, then nothing
+    follows from an instruction's absence.
     """
 
     visited: frozenset[int]
     poison: frozenset[int]
+    helpers: frozenset[int]
     complete: bool
 
     def reaches(self, insn: int) -> bool | None:
@@ -105,6 +107,7 @@ class _Walk:
         self.live = live_registers(self.insns)
         self.visited: set[int] = set()
         self.poison: set[int] = set()
+        self.helpers: set[int] = set()
         self.seen: dict[tuple[int, tuple[int, ...]], _Seen] = {}
         self.todo: list[_State] = []
         self.globals = {f.start: f for f in program.funcs[1:] if f.is_global and model.global_functions}
@@ -123,7 +126,10 @@ class _Walk:
             self.todo.append(_State(start, [UNKNOWN] * 10, [{}], ()))
             complete = self._drain()
             starts += [callee for callee in self.called if callee not in done and callee not in starts]
-        return Prediction(visited=frozenset(self.visited), poison=frozenset(self.poison), complete=complete)
+        return Prediction(
+            visited=frozenset(self.visited), poison=frozenset(self.poison), helpers=frozenset(self.helpers),
+            complete=complete,
+        )  # fmt: skip
 
     def _drain(self) -> bool:
         while self.todo:
@@ -362,6 +368,8 @@ class _Walk:
         if src == 0 and (imm == I.POISON_CORE_RELO or I.POISON_MAP_BASE <= imm < I.POISON_KFUNC_BASE + (1 << 20)):
             self.poison.add(pc)
             return None
+        if src == 0:
+            self.helpers.add(imm)
         name = self.program.kfuncs.get(pc) if src else None
         if name in KFUNC_NO_RETURN:
             return None

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import prod
+from random import Random
 from typing import Any, NamedTuple
 
 from harness.guest import btf as B
@@ -16,11 +18,19 @@ from harness.guest import kconfig
 from harness.guest.bpf_object import BpfObject, Prog
 from harness.guest.core_match import Matcher
 from harness.guest.errors import CoreError, GuestError
-from harness.guest.externs import Externs
-from harness.guest.prog_types import ATTACH_BTF, ATTACH_PREFIX, ATTACH_TYPES, PROG_TYPE, parse_section
+from harness.guest.externs import Externs, Ksym
+from harness.guest.loader import OLD_HELPER
+from harness.guest.prog_types import (
+    ATTACH_BTF,
+    ATTACH_PREFIX,
+    ATTACH_TYPES,
+    EXP_ATTACH_OPT,
+    PROG_TYPE,
+    parse_section,
+)
 from harness.inspection import Conditions, Inspection, inspect_opened
 from harness.model.result import GUARD_KINDS
-from harness.predict.machine import Prediction, predict
+from harness.predict.machine import predict
 from harness.predict.models import Model
 from harness.predict.program import KnownObject, from_object, kconfig_of, places
 from harness.sweep.index import ROOT_KINDS
@@ -50,6 +60,15 @@ class Fate(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """What must be equal for two kernels to be in one class."""
         return (self.outcome, self.reason, self.liveness, self.value if self.value_matters else None)
+
+
+class Reached(NamedTuple):
+    """What the verifier reaches of one program, by prediction: relocations by index (None: not known), and the helpers
+    it calls whatever is assumed of the configuration.
+    """
+
+    relocations: dict[int, bool | None]
+    helpers: frozenset[int]
 
 
 class Answer(NamedTuple):
@@ -82,9 +101,9 @@ class Subject:
         self.settings = dict(settings)
         self.described: dict[int, Described] = {}
         self._pristine = [bytes(prog.insns) for prog in self.obj.progs]
-        self._predictions: dict[object, dict[str, dict[int, bool | None]]] = {}
-        self._externs: Externs | None = None
+        self._predictions: dict[object, dict[str, Reached]] = {}
         self.notes: tuple[str, ...] = ()
+        self.sections = {prog.name: prog.section for prog in self.obj.entry_progs}
 
     @cached_property
     def has_kconfig(self) -> bool:
@@ -118,10 +137,10 @@ class Subject:
         predictable = model is not None and inspection.error is None and self.obj.byteorder == sys.byteorder
         reached = self._predicted(inspection, model) if predictable and model is not None else {}
         relocations = tuple(
-            _fate(relo, _liveness([by_index.get(index, _ABSENT) for by_index in reached.values()]))
+            _fate(relo, _liveness([one.relocations.get(index, _ABSENT) for one in reached.values()]))
             for index, relo in enumerate(inspection.relos)
         )
-        absent = self._absent(btf) if has_functions else {}
+        absent = self._absent(btf, reached, has_functions)
         progs = {
             prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent)
             for prog in self.obj.entry_progs
@@ -132,7 +151,7 @@ class Subject:
     # -- programs
 
     def _prog_fate(
-        self, prog: Prog, inspection: Inspection, reached: Mapping[int, bool | None] | None, absent: Mapping[str, str]
+        self, prog: Prog, inspection: Inspection, reached: Reached | None, absent: Mapping[str, str]
     ) -> Fate:
         if inspection.error is not None:
             return Fate("refused", reason=_IDS.sub("", inspection.error))
@@ -144,7 +163,7 @@ class Subject:
         ]
         if reached is None:
             return Fate("unknown", reason="not predicted") if poisoned else Fate("loads")
-        states = [(reached[index], relo) for index, relo in poisoned if index in reached]
+        states = [(reached.relocations[index], relo) for index, relo in poisoned if index in reached.relocations]
         for state, word in ((True, "refused"), (None, "unknown")):
             names = dict.fromkeys(_field(relo) for reaches, relo in states if reaches is state)
             if names:
@@ -152,30 +171,37 @@ class Subject:
                 return Fate(word, reason=f"{how}: {', '.join(names)}")
         return Fate("loads")
 
-    def _absent(self, btf: B.Btf) -> dict[str, str]:
-        """Attach targets by program, and under "" kernel functions and variables the whole object needs, that the
-        kernel proper does not have. (A module may have them: the reason says so.)
+    def _absent(self, btf: B.Btf, reached: Mapping[str, Reached], has_functions: bool) -> dict[str, str]:
+        """Why a program cannot load, by its name, and under "" why none can: its type, a helper it calls, its attach
+        target, a kernel function or variable the object needs. What only vmlinux was searched for says so.
         """
         found: dict[str, str] = {}
-        if self._externs is None:
-            try:
-                self._externs = Externs(self.obj)
-            except GuestError:
-                return {}
-        for ksym in self._externs.ksyms:
-            why = None if ksym.weak or not ksym.type_id else _unlike(self.obj, ksym, btf)
+        for prog in self.obj.entry_progs:
+            calls = reached[prog.name].helpers if prog.name in reached else frozenset()
+            why = unknown_type(prog, btf) or unknown_helper(calls, btf)
+            target = attach_target(prog) if has_functions and why is None else None
+            if target is not None and btf.find(*target) is None:
+                why = f"no {target[0]} to attach to in vmlinux (a module may have it)"
+            if why is not None:
+                found[prog.name] = why
+        for ksym in self._ksyms if has_functions else ():
+            why = _unlike(self.obj, ksym, btf)
             if why is not None:
                 found.setdefault("", why)
-        for prog in self.obj.entry_progs:
-            target = attach_target(prog)
-            if target is not None and btf.find(*target) is None:
-                found[prog.name] = f"no {target[0]} to attach to in vmlinux (a module may have it)"
         return found
+
+    @cached_property
+    def _ksyms(self) -> list[Ksym]:
+        """Kernel functions and variables the object cannot do without, those of known type."""
+        try:
+            return [ksym for ksym in Externs(self.obj).ksyms if ksym.type_id and not ksym.weak]
+        except GuestError:
+            return []
 
     # -- prediction
 
-    def _predicted(self, inspection: Inspection, model: Model) -> dict[str, dict[int, bool | None]]:
-        """By entry program and relocation: does the verifier reach it? Made once for all kernels that are alike."""
+    def _predicted(self, inspection: Inspection, model: Model) -> dict[str, Reached]:
+        """By entry program. Made once for all kernels that are alike in what decides branches."""
         decisions = tuple(
             (relo["outcome"], None if relo["kind"] in _FREE_KINDS else relo["new_value"]) for relo in inspection.relos
         )
@@ -186,21 +212,22 @@ class Subject:
             known = self._predictions[key] = self._predict(inspection, model)
         return known
 
-    def _predict(self, inspection: Inspection, model: Model) -> dict[str, dict[int, bool | None]]:
+    def _predict(self, inspection: Inspection, model: Model) -> dict[str, Reached]:
         opaque = [
             (relo["prog"], relo["insn"])
             for relo in inspection.relos
             if relo["kind"] in _FREE_KINDS and relo["outcome"] == "resolved" and not _is_access(relo["after"])
         ]
-        found: dict[str, dict[int, bool | None]] = {}
+        found: dict[str, Reached] = {}
         for values in _assumptions(inspection.externs):
             try:
                 known = KnownObject(self.obj, self.name, self.settings, values)
             except GuestError:
                 return {}
             for prog in self.obj.entry_progs:
-                if prog.autoload:
-                    _merge(found.setdefault(prog.name, {}), _reached(known, prog, opaque, inspection, model))
+                reached = _reached(known, prog, opaque, inspection, model) if prog.autoload else None
+                if reached is not None:
+                    found[prog.name] = _both(found[prog.name], reached) if prog.name in found else reached
         return found
 
 
@@ -209,32 +236,38 @@ _ABSENT = object()
 
 def _reached(
     known: KnownObject, prog: Prog, opaque: Iterable[tuple[str, int]], inspection: Inspection, model: Model
-) -> dict[int, bool | None]:
+) -> Reached | None:
+    """None for a program that cannot be linked."""
     try:
         program = from_object(known, prog, opaque)
     except GuestError:
-        return {}
-    prediction: Prediction = predict(program, model)
-    return {index: prediction.reaches(insn) for index, insn in places(program, inspection.relos).items()}
+        return None
+    found = predict(program, model)
+    relocations = {index: found.reaches(insn) for index, insn in places(program, inspection.relos).items()}
+    return Reached(relocations, found.helpers)
 
 
-def _merge(found: dict[int, bool | None], more: Mapping[int, bool | None]) -> None:
-    """What holds under every assumption; what does not is not known."""
-    for index, reaches in more.items():
-        found[index] = reaches if found.get(index, reaches) is reaches else None
+def _both(one: Reached, other: Reached) -> Reached:
+    """What holds under both assumptions; what holds under one only is not known."""
+    relocations = {index: state if other.relocations.get(index) is state else None for index, state in one.relocations.items()}
+    return Reached(relocations, one.helpers & other.helpers)
 
 
 def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
-    """Values for every Kconfig extern: those known, and each combination of samples for those that are not."""
+    """Values for every Kconfig extern: those known, and each combination of samples for those that are not (where
+    there are too many, some by chance, the same every time).
+    """
     rows = list(externs)
     fixed = kconfig_of(rows)
     unknown = [row for row in rows if row["name"] not in fixed]
     samples = [_SAMPLES.get(row["type"], _NUMBERS) for row in unknown]
-    names = [row["name"] for row in unknown]
-    for count, values in enumerate(product(*samples)):
-        if count == _MOST_ASSUMPTIONS:
-            return
-        yield {**fixed, **dict(zip(names, values, strict=True))}
+    if prod(map(len, samples)) <= _MOST_ASSUMPTIONS:
+        combinations: Iterable[tuple[object, ...]] = product(*samples)
+    else:
+        chance = Random(len(samples))  # noqa: S311 - not for secrets
+        combinations = (tuple(map(chance.choice, samples)) for _ in range(_MOST_ASSUMPTIONS))
+    for values in combinations:
+        yield {**fixed, **{row["name"]: value for row, value in zip(unknown, values, strict=True)}}
 
 
 def _is_access(insn: str) -> bool:
@@ -276,6 +309,36 @@ def attach_target(prog: Prog) -> tuple[str, int] | None:
         return None
     prefix, kind = ATTACH_PREFIX.get(ATTACH_TYPES[definition.attach], ("", "func"))
     return prefix + definition.target, B.KIND_NAMES.index(kind)
+
+
+def unknown_type(prog: Prog, btf: B.Btf) -> str | None:
+    """The program or attach type that a kernel does not have in its enums; None when it has both, or has no enums."""
+    definition = parse_section(prog.section)
+    if definition is None:
+        return f"libbpf knows no section {prog.section!r}"
+    types = _enumerators(btf, "bpf_prog_type")
+    if types and definition.type >= types.get("__MAX_BPF_PROG_TYPE", max(types.values()) + 1):
+        return f"this kernel has no programs of type {definition.type_name}"
+    attach = _enumerators(btf, "bpf_attach_type")
+    needed = definition.attach and not definition.flags & EXP_ATTACH_OPT
+    if attach and needed and definition.attach >= attach.get("__MAX_BPF_ATTACH_TYPE", definition.attach + 1):
+        return f"this kernel has no attach type {definition.attach_name}"
+    return None
+
+
+def unknown_helper(calls: Iterable[int], btf: B.Btf) -> str | None:
+    """The helpers among `calls` that a kernel does not have; None when it has all, or does not say."""
+    known = _enumerators(btf, "bpf_func_id")
+    limit = known.get("__BPF_FUNC_MAX_ID")
+    if limit is None:
+        return None
+    missing = sorted(number for number in calls if OLD_HELPER.get(number, number) >= limit)
+    return f"this kernel has no helper {', '.join(f'#{number}' for number in missing)}" if missing else None
+
+
+def _enumerators(btf: B.Btf, name: str) -> dict[str, int]:
+    id_ = btf.find(name, B.BTF_KIND_ENUM)
+    return dict(btf.enumerators(btf.type(id_))) if id_ is not None else {}
 
 
 def _unlike(obj: BpfObject, ksym: Any, btf: B.Btf) -> str | None:

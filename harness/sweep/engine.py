@@ -44,7 +44,7 @@ class Job:
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """What one BTF said. `answers` by the job's index; `described` likewise, what is the same on all kernels of the
-    relocations that this process saw for the first time; `error` when the BTF cannot be used.
+    relocations that this process saw for the first time; `sections` of programs by name; `error` when the BTF cannot be used.
     """
 
     target: int
@@ -55,6 +55,7 @@ class Answered:
     answers: Mapping[int, Answer] = field(default_factory=dict)
     described: Mapping[int, Mapping[int, Described]] = field(default_factory=dict)
     notes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    sections: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
 
 def suits(job: Job, target: Target) -> bool:
@@ -145,6 +146,7 @@ class _Worker:
                 return Answered(
                     target=index, types=btf.count - 1, rules=tuple(sorted(model.rules)), indexed=indexed,
                     answers=found, described=self._new(jobs), notes={number: self._of(number).notes for number in jobs},
+                    sections={number: self._of(number).sections for number in jobs},
                 )  # fmt: skip
         except (UsageError, GuestError) as error:
             return Answered(target=index, error=error.message)
@@ -159,7 +161,7 @@ class _Worker:
         arch = ARCHITECTURES.get(target.arch or "")
         conditions = Conditions(
             kconfig=_text(target.kconfig) if target.kconfig is not None and subject.has_kconfig else None,
-            release=target.release if target.release[:1].isdigit() else None,
+            release=target.kernel_version,
             byteorder=subject.obj.byteorder,
             syscall_prefix=arch.syscall_prefix if arch else "x64",
             rules=self._rules,

@@ -59,8 +59,7 @@ class _Source(B.Btf):
                 int(self.byteorder == "little"), int(whole), int(any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in infos)),
             )
         )  # fmt: skip
-        for part in (places, names, hashes, ids, words):
-            out.write(memoryview(part))
+        out.writelines(memoryview(part) for part in (places, names, hashes, ids, words))
         out.write(strings)
 
     def _hashed(self, infos: array[int], names: array[int]) -> Iterator[int]:

@@ -48,7 +48,7 @@ def _object(number: int, job: Job, targets: Sequence[Target], answered: Sequence
     for one in answered:
         described.update(one.described.get(number, {}))
     names = dict.fromkeys(name for answer in found.values() for name in answer.progs)
-    sections = {one.prog: one.section for one in described.values()}
+    sections = next((one.sections[number] for one in answered if number in one.sections), {})
     return SweptObject(
         name=job.object.name,
         path=str(job.object.path),

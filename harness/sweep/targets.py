@@ -26,7 +26,8 @@ _SYSFS = Path("/sys/kernel/btf/vmlinux")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One BTF to relocate against. `digest` is the SHA-256 of the file at `path` when it is known already; `kconfig`
+    """One BTF to relocate against. `kernel_version` is what LINUX_KERNEL_VERSION says (three numbers; None: not known;
+    libbpf takes Debian's from the package, not from the release). `digest` is the SHA-256 of the file at `path` when it is known already; `kconfig`
     the kernel's configuration, if there is one.
     """
 
@@ -36,6 +37,7 @@ class Target:
     arch: str | None
     release: str
     path: Path
+    kernel_version: str | None = None
     digest: str | None = None
     kconfig: Path | None = None
 
@@ -84,15 +86,20 @@ def _target(path: Path) -> Target:
         return Target(
             id=f"this machine ({platform.release()})", distro="this machine", version="",
             arch=_HOST.get(machine, machine), release=platform.release(), path=path,
+            kernel_version=_three_numbers(platform.release()),
         )  # fmt: skip
     release = _release(path)
     parts = path.absolute().parts[:-1]
     if len(parts) >= 3 and parts[-1] in _ARCHES:  # distro/version/arch/release.btf.tar.xz
         distro, version, arch = parts[-3], parts[-2], _ARCHES[parts[-1]]
         return Target(
-            id=f"{distro}/{version}/{arch}/{release}", distro=distro, version=version, arch=arch, release=release, path=path
-        )
-    return Target(id=str(path), distro="file", version="", arch=None, release=release, path=path)
+            id=f"{distro}/{version}/{arch}/{release}", distro=distro, version=version, arch=arch, release=release,
+            path=path, kernel_version=_three_numbers(release),
+        )  # fmt: skip
+    return Target(
+        id=str(path), distro="file", version="", arch=None, release=release, path=path,
+        kernel_version=_three_numbers(release),
+    )  # fmt: skip
 
 
 def _release(path: Path) -> str:
@@ -100,6 +107,11 @@ def _release(path: Path) -> str:
     for suffix in (*ARCHIVE_SUFFIXES, *_RAW_SUFFIXES):
         name = name.removesuffix(suffix)
     return name.removeprefix("vmlinux-")
+
+
+def _three_numbers(text: str) -> str | None:
+    match = re.match(r"(?:\d+:)?(\d+\.\d+)(\.\d+)?", text)
+    return None if match is None else match[1] + (match[2] or ".0")
 
 
 def kernel_targets(kernels: Iterable[Kernel]) -> tuple[Target, ...]:
@@ -112,6 +124,7 @@ def kernel_targets(kernels: Iterable[Kernel]) -> tuple[Target, ...]:
             arch=kernel.spec.arch.name,
             release=kernel.release,
             path=kernel.btf,
+            kernel_version=_three_numbers(str(kernel.source.get("version", ""))) or _three_numbers(kernel.release),
             digest=kernel.btf_sha256,
             kconfig=kernel.config,
         )
