@@ -3,6 +3,7 @@
     cells/<identity>.json             the cell as in `run --json`, written the moment it is known
     logs/<identity>/<program>.log     the verdict load's verifier log
     consoles/<kernel>-N.log           what the console of each guest said, those that were lost at boot included
+    plan.json                         at the beginning: what each result depends on (commands/resume.py)
     run.json, report.txt              at the end, also of an interrupted run
 
 Files appear whole or not at all (temporary name, then rename), so what a killed run leaves can be trusted.
@@ -90,6 +91,11 @@ class RunDirectory:
                     self.keep_console(name.stem.rpartition("-")[0], text)
                 else:
                     write_whole(self.path / name, text)
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind: it never got its name."""
+        for left in self.path.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run as a whole; returns its path."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.commands import baseline
+from harness.commands import baseline, resume
 from harness.errors import InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.judging import Judging
@@ -54,29 +54,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--quiet", action="store_true", help="no progress, only the report")
     baseline.add_arguments(parser)
+    resume.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Plan, run, report. Returns the exit status."""
     job = _plan(options)
     earlier = baseline.Baseline(options)
-    directory = RunDirectory.create(options.output, job.started)
-    listener = progress_for(stderr, len(job.cells), quiet=options.quiet)
+    directory = resume.open_directory(options, job.started)
+    kept = resume.keep(directory, job.cells, job.expectations, job.matrix.lock)
+    listener = progress_for(stderr, len(job.cells) - len(kept), quiet=options.quiet)
     with Store.default() as store:
         judging = Judging(
             store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
         )  # fmt: skip
         plan = Plan(
-            cells=tuple(cell for cell in job.cells if not cell.not_applicable),
+            cells=tuple(cell for cell in job.cells if not cell.not_applicable and str(cell.id) not in kept),
             limits=host_limits(options.jobs),
             isolate=options.isolate,
         )
         settled = [judging.not_applicable(cell) for cell in job.cells if cell.not_applicable]
-        done, stopped = _collect(settled, LocalExecutor(judging.services()).run(plan, listener), directory, listener)
+        came, stopped = _collect(settled, LocalExecutor(judging.services()).run(plan, listener), directory, listener)
+        done = {**kept, **came}
     missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
     cells = _in_order(job.cells, [*done.values(), *missing])
-    result = _run_result(job, cells, judging.guest_packages())
+    result = _run_result(job, cells, judging.guest_packages(), resume.note(kept))
     changes = earlier.compare(result, _selection(job, options))
     _store_and_show(result, changes, directory, options, stdout)
     said = earlier.update(result, report.render("json", result), _selection(job, options))
@@ -203,7 +206,9 @@ def _in_order(cells: Sequence[Cell], results: Iterable[CellResult]) -> tuple[Cel
     return tuple(by_id[str(cell.id)] for cell in cells)
 
 
-def _run_result(job: Job, cells: tuple[CellResult, ...], guest_packages: dict[str, Any]) -> RunResult:
+def _run_result(
+    job: Job, cells: tuple[CellResult, ...], guest_packages: dict[str, Any], notes: tuple[str, ...]
+) -> RunResult:
     return RunResult(
         tool={"name": "corematrix", "version": __version__, "python": platform.python_version()},
         host={
@@ -213,7 +218,7 @@ def _run_result(job: Job, cells: tuple[CellResult, ...], guest_packages: dict[st
         started=job.started.isoformat(),
         seconds=round((datetime.now(UTC) - job.started).total_seconds(), 1),
         cells=cells,
-        notes=judge.review_rules(job.expectations, cells, job.started.date()),
+        notes=(*judge.review_rules(job.expectations, cells, job.started.date()), *notes),
     )
 
 

@@ -320,6 +320,12 @@ def run_from_json(data: Any) -> RunResult:
     return run
 
 
+def cell_from_json(data: Any) -> CellResult:
+    """The cell that `to_json` wrote; UsageError, naming the place, when it is none."""
+    cell: CellResult = _decoder(CellResult)(data, "cell")
+    return cell
+
+
 _Decode = Callable[[Any, str], Any]
 
 

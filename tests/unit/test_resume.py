@@ -1,0 +1,227 @@
+"""An interrupted run goes on: results survive SIGKILL at any point, and what was judged is not judged again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import cli
+from harness.commands import resume
+from harness.model.expectation import NONE, expectations_from
+from harness.rundir import RunDirectory, write_whole
+from tests.support import cells as make
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "programs" / "build"
+KERNELS = ("debian-6.1-cloud-amd64", "debian-5.10-cloud-amd64")
+OBJECTS = ("task_state.bpf.o", "sizes.bpf.o", "user_read.bpf.o")
+
+# `corematrix run` whose guests are none: each cell asked for is a line of `asked`, and the process kills itself at the
+# $AT-th step of writing results (each write and each rename is one).
+CHILD = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from harness import cli, judge
+from harness.executor.judging import Judging
+from harness.executor.local import Services
+from tests.support import cells as make
+from tests.support.facts import facts, prog, evidence, judged
+
+asked, at, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
+
+class Fake:
+    def ask(self, cell, **request):
+        with asked.open("a") as file:
+            file.write(f"{cell.id}\\n")
+        return facts([prog("p", log="processed 3 insns", evidence=evidence([[0, 32]]))])
+    def close(self):
+        pass
+
+def services(self):
+    return Services(
+        provide=lambda spec, say: make.kernel(spec), open_session=lambda kernel, say: Fake(),
+        conclude=self._conclude, give_up=self._give_up)
+Judging.services = services
+
+def step(function):
+    def stepped(self, *arguments, **others):
+        global steps
+        steps += 1
+        if steps == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(self, *arguments, **others)
+    return stepped
+Path.replace, Path.write_text = step(Path.replace), step(Path.write_text)
+status = cli.main(sys.argv[3:])
+print("steps", steps, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Path:
+    directory = tmp_path / "objects"
+    directory.mkdir()
+    for name in OBJECTS:
+        if not (PROGRAMS / name).is_file():
+            pytest.skip("programs/ is not built (make -C programs)")
+        shutil.copy(PROGRAMS / name, directory)
+    return directory
+
+
+def run(tmp_path: Path, objects: Path, *more: str, at: int = 0) -> subprocess.CompletedProcess[str]:
+    kernels = [word for kernel in KERNELS for word in ("-k", kernel)]
+    command = [
+        sys.executable, "-c", CHILD, str(tmp_path / "asked"), str(at), "run", str(objects), *kernels, "--quiet",
+        "--jobs", "1", "--output", str(tmp_path / "runs"), *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "COREMATRIX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, for copying."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "objects").mkdir()
+    for name in OBJECTS:
+        if not (PROGRAMS / name).is_file():
+            pytest.skip("programs/ is not built (make -C programs)")
+        shutil.copy(PROGRAMS / name, place / "objects")
+    run(place, place / "objects")
+    (place / "asked").unlink()
+    return place
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a whole run, to be resumed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def asked(tmp_path: Path) -> list[str]:
+    path = tmp_path / "asked"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def stored(tmp_path: Path) -> dict[str, Any]:
+    (path,) = (tmp_path / "runs").glob("*/run.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def timeless(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**cell, "seconds": None} for cell in run["cells"]]
+
+
+def test_killed_at_every_point_the_next_run_goes_on_and_comes_to_the_same(tmp_path: Path, objects: Path) -> None:
+    """Writes and renames all over a run, killed there; then resumed. Nothing is judged that was kept, nothing
+    that was not is missing.
+    """
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    done = run(whole, objects)
+    expected = timeless(stored(whole))
+    steps = int(done.stderr.rsplit("steps ", 1)[1])
+    assert len(expected) == 6
+    assert steps >= 2 * 6
+    for at in range(1, steps + 1, max(1, steps // 6)):
+        place = tmp_path / str(at)
+        place.mkdir()
+        assert run(place, objects, at=at).returncode == -signal.SIGKILL
+        kept = {json.loads(path.read_text())["id"] for path in (place / "runs").glob("*/cells/**/*.json")}
+        (place / "asked").unlink(missing_ok=True)
+        if not list((place / "runs").glob("*/plan.json")):  # killed before there was anything to go on with
+            assert not kept
+            continue
+        again = run(place, objects, "--resume", "latest")
+        assert again.returncode == done.returncode, again.stderr
+        assert timeless(stored(place)) == expected
+        assert not set(asked(place)) & kept
+        assert set(asked(place)) | kept == {cell["id"] for cell in expected}
+        assert not list((place / "runs").rglob(".*.tmp"))
+
+
+def test_a_whole_run_resumed_asks_nobody(finished: Path, again: Path) -> None:
+    (again / "asked").unlink(missing_ok=True)
+    run(again, finished / "objects", "--resume", "latest")
+    assert asked(again) == []
+    assert stored(again)["cells"] == stored(finished)["cells"]
+    assert "resumed: 6 results are those of the run that was interrupted" in stored(again)["notes"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "anew"),
+    [
+        (lambda _cell: "", True),
+        (lambda cell: json.dumps(cell)[:100], True),
+        (lambda cell: json.dumps({**cell, "status": "crashed"}), True),
+        (lambda cell: json.dumps({**cell, "status": "error"}), True),
+        (lambda cell: json.dumps({**cell, "id": "another"}), True),
+        (lambda _cell: "[" * 100_000, True),
+        (lambda cell: json.dumps({**cell, "status": "failed"}), False),
+    ],
+)
+def test_only_what_was_judged_is_kept(finished: Path, again: Path, damage: Any, anew: bool) -> None:
+    path = next((again / "runs").glob("*/cells/debian-6.1-cloud-amd64/sizes@python.json"))
+    path.write_text(damage(json.loads(path.read_text())))
+    run(again, finished / "objects", "--resume", "latest")
+    assert asked(again) == (["debian-6.1-cloud-amd64/sizes@python"] if anew else [])
+
+
+def test_another_object_is_judged_again(again: Path) -> None:
+    shutil.copy(PROGRAMS / "type_ids.bpf.o", again / "objects" / "sizes.bpf.o")
+    run(again, again / "objects", "--resume", "latest")
+    assert sorted(asked(again)) == sorted(f"{kernel}/sizes@python" for kernel in KERNELS)
+
+
+def test_another_expectation_is_judged_again(tmp_path: Path) -> None:
+    directory, cells = RunDirectory(tmp_path), (make.cell(),)
+    assert resume.keep(directory, cells, {}, None) == {}
+    digests = [resume._digest(cells[0], one, None) for one in (NONE, expectations_from({"rules": []}, "x.yaml"))]
+    assert len(set(digests)) == 2
+
+
+def test_digests_do_not_depend_on_the_process() -> None:
+    """Sets print in an order of their own in every process (PYTHONHASHSEED)."""
+    script = (
+        "from harness.commands import resume; from harness.config import load_matrix; from pathlib import Path;"
+        "from harness.model.cell import Cell; from harness.model.expectation import NONE;"
+        "from tests.support import cells;"
+        "m = load_matrix(Path('kernels.yaml'));"
+        "print([resume._digest(Cell(kernel=k, object=cells.object_file()), NONE, m.lock) for k in m.kernels])"
+    )
+    said = [
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed},
+                       capture_output=True, text=True, check=True).stdout
+        for seed in "123"
+    ]  # fmt: skip
+    assert len(set(said)) == 1
+    assert len(said[0]) > 100
+
+
+@pytest.mark.parametrize("given", ["latest", "nowhere", "."])
+def test_where_no_run_was_begun(
+    given: str, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COREMATRIX_CACHE", str(tmp_path / "cache"))
+    assert cli.main(["run", str(objects), "-k", KERNELS[0], "--resume", given]) == 2
+    assert "no run was begun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plan", ["", "[]", "{}", '{"cells": []}', '{"cells": {"x": 1}}', "\x00"])
+def test_a_damaged_plan_keeps_nothing(plan: str, tmp_path: Path) -> None:
+    directory, cell = RunDirectory(tmp_path), make.cell()
+    write_whole(tmp_path / resume.PLAN, plan)
+    assert resume.keep(directory, (cell,), {}, None) == {}
+    assert str(cell.id) in json.loads((tmp_path / resume.PLAN).read_text())["cells"]
