@@ -187,6 +187,8 @@ class Linker:
             return
         if op not in (I.CALL, I.LDIMM64):
             raise self._bad(func.prog, index, f"invalid relo against '{symbol.name}' for insns[{index}].code {op:#x}")
+        if op == I.LDIMM64 and index + 1 >= func.insns:
+            raise self._bad(func.prog, index, f"relo against '{symbol.name}' for an ldimm64 without its second half")
         if _is_extern(symbol):
             extern = self._externs.get(symbol.index)
             if extern is None:
