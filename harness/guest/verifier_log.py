@@ -61,12 +61,23 @@ def _number(word: str) -> int | None:
 
 
 def visited(log: bytes) -> set[int]:
-    """Instructions the log shows as walked through. Absence means something only when the log is complete."""
-    found = set()
+    """Instructions the log shows as walked through. Absence means something only when the log is complete.
+
+    7.x lists every instruction in tables before it walks (subprog arg tracking, live registers), indented by "%3d": from
+    the hundredth on they look like the walk's own lines. A walk begins with a line of registers, `0: R1=ctx() R10=fp0`.
+    """
+    found: set[int] = set()
+    walking = False
     for line in log.split(b"\n"):
-        at = line.find(b": (")
-        if 0 < at < 9 and line[:at].isdigit():
+        at = line.find(b": ")
+        if not 0 < at < 9 or not line[:at].isdigit():
+            continue
+        following = line[at + 2 : at + 3]
+        if following == b"(":
             found.add(int(line[:at]))
+        elif following == b"R" and not walking:
+            walking = True
+            found.clear()
     return found
 
 

@@ -99,3 +99,25 @@ def test_other_errors_are_not_poison() -> None:
 )
 def test_ranges(numbers: tuple[int, ...], ranges: list[list[int]]) -> None:
     assert vl.ranges(numbers) == ranges
+
+
+def test_tables_before_the_walk_are_no_visits():
+    """From Linux 7.2.12 on Debian, level 2, shortened: tables indent by "%3d", so the hundredth line looks like a walk's."""
+    log = b"""func#0 @0
+subprog#0: analyzing (depth 0)...
+subprog#0 ipv4_bind_exit:
+  0: (bf) r6 = r1
+ 99: (85) call unknown#195896080 // r1=fp0-96
+100: (85) call bpf_probe_read_kernel#113
+233: (85) call bpf_map_delete_elem#3   ; use: fp0-4h
+Live regs before insn:
+      0: .1.345.... (bf) r6 = r1
+    233: .12....... (85) call bpf_map_delete_elem#3
+0: R1=ctx() R10=fp0
+; int BPF_KRETPROBE(ipv4_bind_exit) @ bindsnoop.bpf.c:125
+0: (bf) r6 = r1                       ; R1=ctx() R6=ctx()
+101: (18) r1 = 0xffffc9000018a000     ; R1=map_value(map=bindsnoo.rodata,ks=4,vs=10)
+77: (85) call unknown#195896080
+invalid func unknown#195896080
+"""
+    assert verifier_log.visited(log) == {0, 77, 101}
