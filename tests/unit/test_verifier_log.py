@@ -120,4 +120,4 @@ Live regs before insn:
 77: (85) call unknown#195896080
 invalid func unknown#195896080
 """
-    assert verifier_log.visited(log) == {0, 77, 101}
+    assert vl.visited(log) == {0, 77, 101}
