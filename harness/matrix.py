@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 
 from harness.errors import NothingJudgedError, UsageError
+from harness.model.arch import ARCHITECTURES
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
@@ -91,7 +92,7 @@ def group_by_name(objects: Iterable[ObjectFile]) -> dict[str, list[ObjectFile]]:
     for candidate in objects:
         row = rows.setdefault(candidate.name, [])
         for other in row:
-            if None in (candidate.arch, other.arch) or candidate.arch == other.arch:
+            if any(candidate.fits(arch) and other.fits(arch) for arch in ARCHITECTURES.values()):
                 message = f"two objects are named {candidate.name!r}: {other.path} and {candidate.path}"
                 raise UsageError(message, remedy="rename one, or give their common parent directory")
         row.append(candidate)
@@ -133,12 +134,12 @@ def _cell(
     settings: tuple[tuple[str, str], ...],
     loader: str,
 ) -> Cell:
-    fitting = next((file for file in files if file.arch in (None, kernel.arch.name)), None)
+    fitting = next((file for file in files if file.fits(kernel.arch)), None)
     reason = None
     if expectations.arches and kernel.arch.name not in expectations.arches:
         reason = expectations.reason or f"meant for {', '.join(expectations.arches)} only"
     elif fitting is None:
-        built = ", ".join(sorted(file.arch or "any" for file in files))
+        built = ", ".join(sorted(file.arch or f"{file.byteorder}-endian kernels" for file in files))
         reason = f"compiled for {built} only, not for {kernel.arch.name}"
     chosen = fitting or files[0]
     return Cell(

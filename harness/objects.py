@@ -44,24 +44,30 @@ def _object_file(path: Path, relative: str) -> ObjectFile:
     stem = relative.removesuffix(SUFFIX).removesuffix(".o")
     name, _, last = stem.rpartition(".")
     arch = last if name and last in ARCHITECTURES else None
-    digest, size = hashlib.sha256(), 0
+    digest, size, byteorder = hashlib.sha256(), 0, "little"
     try:
         with path.open("rb") as file:
+            # e_ident[EI_DATA]: ELFDATA2MSB is 2
+            byteorder = "big" if file.read(6)[5:] == b"\2" else "little"
+            file.seek(0)
             while block := file.read(1 << 20):
                 digest.update(block)
                 size += len(block)
     except OSError as error:
         message = f"{path}: cannot read this object: {error.strerror}"
         raise UsageError(message) from error
-    return ObjectFile(name=name if arch else stem, path=path, sha256=digest.hexdigest(), size=size, arch=arch)
+    return ObjectFile(
+        name=name if arch else stem, path=path, sha256=digest.hexdigest(), size=size, arch=arch,
+        byteorder=byteorder,
+    )  # fmt: skip
 
 
 def check_objects(objects: Sequence[ObjectFile], byteorders: Iterable[str]) -> None:
-    """Open each as the guest will. UsageError when one is no ELF, no BPF object, truncated, or of a byte order nobody
-    has.
+    """Open each as the guest will. UsageError when one is no ELF, no BPF object, or truncated, or when all are of a byte
+    order that no kernel has.
     """
     orders = set(byteorders)
-    order = orders.pop() if len(orders) == 1 else None
+    order = orders.pop() if len(orders) == 1 and orders.isdisjoint(file.byteorder for file in objects) else None
     for candidate in objects:
         try:
             BpfObject(candidate.path.read_bytes(), str(candidate.path), order)

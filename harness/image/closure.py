@@ -60,7 +60,7 @@ def user_land(debs: Sequence[Path], sources: Mapping[str, bytes]) -> UserLand:
     standard = _standard_library(members, version, sources)
     extensions = {name: member for name, member in standard.items() if name.endswith(".so")}
     binaries = {program: members[program], **extensions}
-    libraries = _libraries(members, binaries.values())
+    libraries = {**_libraries(members, binaries.values()), **_interpreter(members, program)}
     files = {
         **{name: cpio.file(_data(member), executable=True) for name, member in {**binaries, **libraries}.items()},
         **_bytecode(standard, version),
@@ -141,6 +141,17 @@ def _libraries(members: Mapping[str, Member], binaries: Iterable[Member]) -> dic
             found[name] = _resolved(members, name)
             wanted += _needed(_data(found[name]))
     return found
+
+
+def _interpreter(members: Mapping[str, Member], program: str) -> dict[str, Member]:
+    """The dynamic loader at the very path the program names: the kernel looks nowhere else. s390x has it in /lib and
+    in /lib/s390x-linux-gnu too.
+    """
+    section = ELFFile(io.BytesIO(_data(members[program]))).get_section_by_name(".interp")
+    if section is None:
+        return {}
+    name = _merged(section.data().rstrip(b"\0").decode().removeprefix("/"))
+    return {name: _resolved(members, name)}
 
 
 def _resolved(members: Mapping[str, Member], name: str) -> Member:

@@ -64,7 +64,7 @@ def found(identity: str, paths: Sequence[Path], arch: Architecture) -> keep.Foun
         message = f"{identity}: no vmlinuz in {', '.join(path.name for path in paths)}"
         raise FetchError(message, remedy=_REMEDY)
     kernel = vmlinux.unwrap(raw, f"{identity}: vmlinuz")
-    keep.check_arch(kernel, arch, identity)
+    keep.check_arch(kernel, raw, arch, identity)
     btf = vmlinux.extract_btf(kernel)
     files, resolved = module_files(content, arch.boot_modules, btf or b"")
     return keep.Found(

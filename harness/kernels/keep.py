@@ -95,15 +95,14 @@ def _store(store: Store, name: str, found: Found) -> Kept:
     return Kept(tree=tree, facts=facts)
 
 
-def check_arch(kernel: bytes, arch: Architecture, name: str) -> None:
-    """UsageError when an unwrapped kernel is for another architecture: QEMU would only hang."""
+def check_arch(kernel: bytes, vmlinuz: bytes, arch: Architecture, name: str) -> None:
+    """UsageError when an unwrapped `kernel` or the file it came in is for another architecture: QEMU would only hang."""
     order: Any = arch.byteorder
     if kernel.startswith(b"\x7fELF"):
         fits = int.from_bytes(kernel[_EM_OFFSET : _EM_OFFSET + 2], order) == arch.elf_machine
     else:
-        # A raw kernel says what it is for only where the architecture has an Image header.
-        magic = kernel[0x38:0x3C]
-        fits = magic == arch.image_magic if arch.image_magic or magic in vmlinux.IMAGE_MAGICS else True
+        place, magic = arch.image_magic or (0, b"\x7fELF")
+        fits = kernel.startswith(magic, place) or vmlinuz.startswith(magic, place)
     if not fits:
         message = f"{name}: not a kernel for {arch.name}"
         raise UsageError(message, remedy="correct `arch` in kernels.yaml, or name another file")

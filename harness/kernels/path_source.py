@@ -95,7 +95,7 @@ def opened(
 ) -> keep.Found:
     """The kernel in the bytes of a `vmlinuz` called `name`, with its modules in `directory`. UsageError."""
     kernel = vmlinux.unwrap(vmlinuz, name)
-    keep.check_arch(kernel, spec.arch, name)
+    keep.check_arch(kernel, vmlinuz, spec.arch, name)
     release = identify.release(vmlinuz, kernel)
     if release is None:
         message = f"{name}: this kernel does not say its release: no `Linux version` in it"

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from harness.errors import UsageError
 from harness.kernels.decompress import MAGICS, DecompressError, decompress
 
 # What Image has at offset 0x38 (arm64, riscv).
 IMAGE_MAGICS = (b"ARM\x64", b"RSC\x05")
+# An s390 bzImage says so here (arch/s390/boot/head.S); its payload is a raw kernel without any header.
+_S390_MAGIC = (0x10008, b"S390EP")
+_BANNER = b"Linux version "
 _ELF = b"\x7fELF"
 _BTF_MAGIC = 0xEB9F
 _BTF_HEADER = 24
@@ -28,7 +31,9 @@ class VmlinuxError(UsageError):
 
 
 def unwrap(data: bytes, name: str = "vmlinuz") -> bytes:
-    """The innermost kernel: an ELF vmlinux (x86, s390x, ...) or a raw Image (arm64, riscv). Raises VmlinuxError."""
+    """The innermost kernel: an ELF vmlinux (x86, ppc64, ...) or a raw one (arm64, riscv, s390x). Raises VmlinuxError."""
+    if _is_s390(data):
+        return data if _BANNER in data else _searched(data, name, lambda inner: _BANNER in inner)
     for _ in range(_MAX_DEPTH):
         inner = _inner(data, name)
         if inner is None:
@@ -39,12 +44,17 @@ def unwrap(data: bytes, name: str = "vmlinuz") -> bytes:
 
 
 def bootable(data: bytes, name: str = "vmlinuz") -> bytes:
-    """What QEMU's -kernel takes: the file itself, but for arm64 and riscv the raw Image.
+    """What QEMU's -kernel takes: the file itself for x86 and s390x, for others what is in it (an Image, a vmlinux).
 
     QEMU learnt to open EFI zboot files in 8.0 and still refuses all compressions but gzip; an Image suits every
     version.
     """
-    return data if data[0x202:0x206] == b"HdrS" else unwrap(data, name)
+    return data if data[0x202:0x206] == b"HdrS" or _is_s390(data) else unwrap(data, name)
+
+
+def _is_s390(data: bytes) -> bool:
+    place, magic = _S390_MAGIC
+    return data.startswith(magic, place)
 
 
 def extract_btf(vmlinux: bytes) -> bytes | None:
@@ -83,7 +93,7 @@ def _inner(data: bytes, name: str) -> bytes | None:
         except DecompressError as error:
             message = f"{name}: its payload cannot be decompressed: {error}"
             raise VmlinuxError(message) from error
-    return _searched(data, name)
+    return _searched(data, name, lambda inner: inner.startswith(_ELF) or inner[0x38:0x3C] in IMAGE_MAGICS)
 
 
 def _payload(data: bytes) -> bytes | None:
@@ -103,7 +113,7 @@ def _payload(data: bytes) -> bytes | None:
     return None
 
 
-def _searched(data: bytes, name: str) -> bytes:
+def _searched(data: bytes, name: str, is_kernel: Callable[[bytes], bool]) -> bytes:
     """The first thing inside that decompresses to a kernel."""
     for magic in MAGICS:
         start = data.find(magic)
@@ -112,7 +122,7 @@ def _searched(data: bytes, name: str) -> bytes:
                 inner = decompress(data[start:])
             except DecompressError:
                 inner = b""
-            if inner.startswith(_ELF) or inner[0x38:0x3C] in IMAGE_MAGICS:
+            if is_kernel(inner):
                 return inner
             start = data.find(magic, start + 1)
     message = f"{name}: not a kernel: no bzImage, Image, zboot or vmlinux, and nothing compressed inside"
