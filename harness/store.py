@@ -109,7 +109,7 @@ class Store:
         """Move a file of this store's scratch into the blobs; its SHA-256, computed unless the caller has just done
         so.
         """
-        digest = sha256 or _digest(path)
+        digest = sha256 or digest_of(path)
         self._adopt(path, digest)
         return digest
 
@@ -378,7 +378,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.commands import baseline, resume
-from harness.errors import InfrastructureError, Interrupted, UsageError
+from harness.commands import baseline, executors, resume, sharding
+from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
+from harness.executor.costs import Costs
 from harness.executor.judging import Judging
-from harness.executor.local import LocalExecutor
 from harness.executor.plan import host_limits
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
+from harness.model.machines import with_this_machine
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
+from harness.predict import compare
 from harness.progress import Progress, progress_for
 from harness.rundir import RunDirectory, write_whole
 from harness.store import Store
@@ -54,11 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--quiet", action="store_true", help="no progress, only the report")
     baseline.add_arguments(parser)
+    sharding.add_arguments(parser)
+    executors.add_arguments(parser)
     resume.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Plan, run, report. Returns the exit status."""
+    executors.check(options)
     job = _plan(options)
     earlier = baseline.Baseline(options)
     directory = resume.open_directory(options, job.started)
@@ -75,8 +80,11 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
             isolate=options.isolate,
         )
         settled = [judging.not_applicable(cell) for cell in job.cells if cell.not_applicable]
-        came, stopped = _collect(settled, LocalExecutor(judging.services()).run(plan, listener), directory, listener)
+        coming = executors.choose(options, judging, plan.cells).run(plan, listener)
+        came, stopped = _collect(settled, coming, directory, listener)
         done = {**kept, **came}
+        with suppress(CacheError):  # only the next run's guesses depend on it
+            Costs.measured(done.values()).store(store)
     missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
     cells = _in_order(job.cells, [*done.values(), *missing])
     result = _run_result(job, cells, judging.guest_packages(), resume.note(kept))
@@ -132,6 +140,7 @@ class Job:
     expectations: Mapping[str, Expectations]
     cells: tuple[Cell, ...]
     rerun: Callable[[Cell], str]
+    shard: dict[str, Any] | None = None
 
 
 def _plan(options: argparse.Namespace) -> Job:
@@ -141,19 +150,21 @@ def _plan(options: argparse.Namespace) -> Job:
     selector = matrix.KernelSelector(
         globs=tuple(options.kernel), tag=options.tag if everywhere else DEFAULT_TAG, arch=options.arch
     )
-    kernels = matrix.select_kernels(loaded.kernels, selector)
+    kernels = matrix.select_kernels(with_this_machine(loaded.kernels, options.kernel), selector)
     found = objects.find_objects(options.objects)
     matrix.group_by_name(found)
     objects.check_objects(found, {kernel.arch.byteorder for kernel in kernels})
     expectations = objects.find_expectations(found, config.load_yaml)
     axes = _with_settings(found, expectations, _settings(options.set))
     cells = matrix.expand(kernels, found, axes, loaders=LOADERS[options.loader], exclude=loaded.exclude)
+    part = sharding.part(matrix.only(cells, options.only), options)
     return Job(
         started=datetime.now(UTC).replace(microsecond=0),
         matrix=loaded,
         expectations=expectations,
-        cells=matrix.only(cells, options.only),
+        cells=part.cells,
         rerun=_rerun(options),
+        shard=part.record or None,
     )
 
 
@@ -218,7 +229,13 @@ def _run_result(
         started=job.started.isoformat(),
         seconds=round((datetime.now(UTC) - job.started).total_seconds(), 1),
         cells=cells,
-        notes=(*judge.review_rules(job.expectations, cells, job.started.date()), *notes),
+        # Whether a rule is still needed only a whole run can say: `merge` says it for shards.
+        notes=(
+            *(() if job.shard else judge.review_rules(job.expectations, cells, job.started.date())),
+            *compare.notes(cells),
+            *notes,
+        ),
+        shard=job.shard,
     )
 
 
@@ -227,16 +244,7 @@ def _store_and_show(
 ) -> None:
     """The report on the screen comes first: a full disk must not cost the user what was found out."""
     text = report.render("json", result)
-    if options.json == "-":
-        stdout.write(text)
-    else:
-        width, _ = shutil.get_terminal_size((100, 24))
-        colour = stdout.isatty() and "NO_COLOR" not in os.environ
-        stdout.write(report.render("terminal", result, width=width, colour=colour))
-        if changes is not None:
-            since = report.render_diff("terminal", changes, width=width, colour=colour)
-            stdout.write(f"\nSince the baseline\n\n{since}")
-    stdout.flush()
+    show(result, options.json, stdout, changes)
     stored = directory.write("run.json", text)
     readable = directory.write("report.txt", report.render("text", result, width=120))
     if changes is not None:
@@ -245,6 +253,20 @@ def _store_and_show(
         write_whole(Path(options.json), text)
     if options.json != "-":
         stdout.write(f"\nJSON: {stored}\ntext: {readable}\n")
+
+
+def show(result: RunResult, json: str | None, stdout: TextIO, changes: report.Diff | None = None) -> None:
+    """A finished run on standard output: as JSON where `json` is `-`, else as a table for its terminal."""
+    if json == "-":
+        stdout.write(report.render("json", result))
+    else:
+        width, _ = shutil.get_terminal_size((100, 24))
+        colour = stdout.isatty() and "NO_COLOR" not in os.environ
+        stdout.write(report.render("terminal", result, width=width, colour=colour))
+        if changes is not None:
+            since = report.render_diff("terminal", changes, width=width, colour=colour)
+            stdout.write(f"\nSince the baseline\n\n{since}")
+    stdout.flush()
 
 
 def _positive(text: str) -> int:

@@ -77,6 +77,18 @@ class Judging:
         """What the guests of each architecture were made of, so far."""
         return {arch: list(packages.provenance) for arch, packages in sorted(self._packages.items())}
 
+    def provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> tuple[Kernel, GuestPackages | None]:
+        """A kernel and the packages of its guests, None where it needs none; both in the cache. CorematrixError."""
+        return self._provide(spec, on_event), self._packages.get(spec.arch.name)
+
+    def adopt_packages(self, arch: str, packages: GuestPackages) -> None:
+        """Take packages that came another way, unless there are some."""
+        self._packages.setdefault(arch, packages)
+
+    def note_packages(self, arch: str, provenance: tuple[dict[str, Any], ...]) -> None:
+        """What the guests of an architecture were made of, where another machine had them."""
+        self.adopt_packages(arch, GuestPackages(paths=(), provenance=provenance))
+
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
         kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
         if spec.backend not in backends.NEEDS_PACKAGES:
@@ -128,7 +140,7 @@ class Judging:
             with self._locks[str(kernel.btf)]:
                 if str(kernel.btf) not in self._models:
                     self._models[str(kernel.btf)] = model_from(guest_btf.load(str(kernel.btf)))
-            return compare(result, facts, _bytes_of(cell.object), self._models[str(kernel.btf)])
+            return compare(result, facts, bytes_of(cell.object), self._models[str(kernel.btf)])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             return {"rules": [], "compared": 0, "disagreements": [], "reason": reason}
@@ -170,7 +182,7 @@ class Judging:
         )
 
 
-def _bytes_of(candidate: ObjectFile) -> bytes:
+def bytes_of(candidate: ObjectFile) -> bytes:
     """The object's bytes, if they are still those the run began with: a build under way must not pass for what it
     was.
     """
@@ -202,7 +214,7 @@ class _OpenSession:
             name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs
         )
         try:
-            return self._session.judge(request, _bytes_of(cell.object), on_progress)
+            return self._session.judge(request, bytes_of(cell.object), on_progress)
         finally:
             self._load_seconds = time.monotonic() - started
 

@@ -252,6 +252,8 @@ class Guest:
         self._tell(self.kernel.spec.id, message)
 
     def _opened(self) -> GuestSession:
+        if self._closed:
+            raise Interrupted(STOPPED)
         if self._dead is not None:
             raise self._dead
         if self.session is None:

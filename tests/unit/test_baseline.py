@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.commands import run as run_command
+from harness.commands import executors
 from harness.errors import GuestLostError
 from harness.judge import lost
 from harness.model.cell import Cell
@@ -50,7 +50,7 @@ class Gate:
             def run(self, plan: Any, _listener: object) -> Any:
                 yield from (answer(cell, behave(cell)) for cell in plan.cells)
 
-        self._monkeypatch.setattr(run_command, "LocalExecutor", Fake)
+        self._monkeypatch.setattr(executors, "LocalExecutor", Fake)
         kernels = [] if "-k" in arguments else [word for kernel in KERNELS for word in ("-k", kernel)]
         status = cli.main(["run", str(self.objects / objects), *kernels, "--quiet", *arguments])
         self.out, self.err = self._capsys.readouterr()

@@ -1,0 +1,365 @@
+"""What runs on a worker of a cluster: it says what it can do, gets what it lacks by hash, keeps guests between cells.
+
+Functions here are called by name through Dask, in the worker's process, with values that pickle. They know nothing of
+Dask: a worker is a process with this package, a cache of its own and QEMU.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from harness.boot import GuestPackages
+from harness.errors import CorematrixError, Interrupted
+from harness.executor.attempts import ask_until_answered
+from harness.executor.judging import Judging
+from harness.executor.local import STOPPED, Guest
+from harness.executor.plan import available_memory_mb
+from harness.model.arch import ARCHITECTURES
+from harness.model.cell import Cell
+from harness.model.expectation import Expectations
+from harness.model.kernel import Kernel, KernelSpec
+from harness.model.lock import Lock
+from harness.model.result import CellResult
+from harness.model.sources import GuestPackages as WantedPackages
+from harness.rundir import RunDirectory
+from harness.store import Store
+from harness.vm import qemu
+
+# A guest that nobody asked anything for this long is ended; a run of which nothing was heard for so long is over (its
+# submitter has died).
+_IDLE_GUEST_SECONDS = 30.0
+_IDLE_RUN_SECONDS = 600.0
+_WATCH_SECONDS = 2.0
+# Sources whose files this worker can get by itself. Others name files of the submitter's machine.
+_REACHABLE = frozenset({"apt", "url"})
+_CACHED = "cluster-kernels"
+_SHIPPED = "shipped-kernel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all cells of a run share, as sent to every worker once."""
+
+    run: str
+    guest: WantedPackages
+    lock: Lock | None
+    expectations: Mapping[str, Expectations]
+    today: date
+    timeout: float | None
+    cold: bool
+    isolate: bool
+    retries: int
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanting:
+    """A cell cannot be judged here before something has been sent: `run`, `object` or `kernel`; `why` for people."""
+
+    what: str
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A result, with the files that belong to it (path below the run's directory -> text) and what guests are made
+    of.
+    """
+
+    result: CellResult
+    files: Mapping[str, str]
+    packages: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipment:
+    """A kernel whose files are named by hash: `files` maps a name below a directory to the SHA-256 of what it holds,
+    `debs` are hashes of the guest's packages in order. Paths in `kernel` are relative to that directory.
+    """
+
+    kernel: Kernel
+    files: Mapping[str, str]
+    debs: tuple[str, ...] = ()
+    provenance: tuple[dict[str, Any], ...] = ()
+
+    def hashes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.files.values(), *self.debs]))
+
+
+def announce() -> dict[str, Any]:
+    """What this worker can do. Plain values: whoever asks may be of another version."""
+    with Store.default() as store:
+        return {
+            "version": __version__, "code": code(), "python": platform.python_version(), "host": platform.node(),
+            "arches": _emulators(), "kvm": os.access("/dev/kvm", os.R_OK | os.W_OK),
+            "memory_mb": available_memory_mb() * 3 // 4,
+            "kernels": sorted(path.stem for path in (store.root / "entries" / _CACHED).glob("*.json")),
+            "cache": str(store.root),
+        }  # fmt: skip
+
+
+@functools.cache
+def code() -> str:
+    """A hash of this package's modules: two that differ in it must not judge for each other."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(b"%s\0%s\0" % (path.relative_to(root).as_posix().encode(), path.read_bytes()))
+    return digest.hexdigest()
+
+
+def _emulators() -> dict[str, str]:
+    found = {}
+    for arch in ARCHITECTURES.values():
+        try:
+            found[arch.name] = qemu.version(qemu.binary(arch))
+        except CorematrixError:
+            continue
+    return found
+
+
+def begin(context: Context) -> None:
+    """A run begins, or goes on, here."""
+    with _guard:
+        if context.run not in _runs:
+            _runs[context.run] = _Run(context)
+
+
+def lacking(hashes: Sequence[str]) -> tuple[str, ...]:
+    """Those of these blobs that are not in this worker's cache."""
+    with Store.default() as store:
+        return tuple(digest for digest in hashes if store.blob(digest) is None)
+
+
+def receive(run: str, blobs: Sequence[bytes], shipment: Shipment | None = None) -> None:
+    """Put what the submitter sent into the cache, each under the hash of what really came; with a shipment, the kernel
+    it makes is this run's. KeyError when a blob of it has not come.
+    """
+    found = _runs[run]
+    for blob in blobs:
+        found.store.put_bytes(blob)
+    if shipment is not None:
+        found.adopt(shipment)
+
+
+def judge_cell(run: str, cell: Cell) -> Judged | Wanting | None:
+    """One cell: its result, or what has to be sent first. None when the run was ended meanwhile."""
+    found = _runs.get(run)
+    if found is None:
+        return Wanting(what="run", why="this worker does not know the run")
+    with found.busy():
+        return found.judge(cell)
+
+
+def end(run: str) -> dict[str, str]:
+    """End every guest of the run, whatever it is doing, and forget the run. What their consoles said, by file name."""
+    with _guard:
+        found = _runs.pop(run, None)
+    return found.end() if found is not None else {}
+
+
+@dataclass
+class _Idle:
+    guest: Guest
+    since: float = field(default_factory=time.monotonic)
+
+
+class _Run:
+    """A run on this worker: its judging, its kernels, its guests."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.store = Store.default()
+        self._directory = tempfile.TemporaryDirectory(prefix="corematrix-")
+        self._judging = Judging(
+            store=self.store, guest=context.guest, lock=context.lock, expectations=context.expectations,
+            directory=RunDirectory(Path(self._directory.name)), today=context.today, rerun=str,
+            timeout=context.timeout, cold=context.cold,
+        )  # fmt: skip
+        self._services = self._judging.services()
+        self._kernels: dict[str, Kernel] = {}
+        self._idle: list[_Idle] = []
+        self._in_use: set[Guest] = set()
+        self._lock = threading.Lock()
+        self._fetching = threading.Lock()
+        self._stopped = threading.Event()
+        self._working = 0
+        self._heard = time.monotonic()
+        threading.Thread(target=self._watch, name=f"idle-{context.run[:8]}", daemon=True).start()
+
+    # --- cells
+
+    def busy(self) -> _Busy:
+        return _Busy(self)
+
+    def note(self, change: int) -> None:
+        """A cell is begun (1) or done (-1)."""
+        with self._lock:
+            self._working += change
+            self._heard = time.monotonic()
+
+    def judge(self, cell: Cell) -> Judged | Wanting | None:
+        path = self.store.blob(cell.object.sha256)
+        if path is None:
+            return Wanting(what="object", why=f"{cell.object.name} is not in this worker's cache")
+        kernel = self._kernel(cell.kernel)
+        if isinstance(kernel, Wanting):
+            return kernel
+        here = replace(cell, object=replace(cell.object, path=path))
+        try:
+            result = self._judge(here, kernel)
+        except Interrupted:
+            return None
+        if self._stopped.is_set():
+            return None
+        packages = self._judging.guest_packages().get(cell.kernel.arch.name, [])
+        return Judged(result=result, files=self._collect(str(cell.id)), packages=packages)
+
+    def _judge(self, cell: Cell, kernel: Kernel) -> CellResult:
+        guest = self._take(kernel)
+        try:
+            answer = ask_until_answered(
+                guest.asker(cell), retries=self.context.retries, on_progress=lambda _message: None
+            )
+            return self._services.conclude(cell, kernel, guest.latest, answer)
+        except Interrupted:
+            raise
+        except Exception as error:  # the cell must come out, with what went wrong
+            return self._services.give_up(cell, kernel, error)
+        finally:
+            self._give_back(guest)
+
+    def _collect(self, identity: str) -> dict[str, str]:
+        """Take what was written since the last result; other cells' logs are theirs to take."""
+        root = Path(self._directory.name)
+        files = {}
+        with self._lock:
+            for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.name.endswith(".tmp")):
+                name = path.relative_to(root)
+                if name.parts[0] != "logs" or identity.partition("@")[0] in path.as_posix():
+                    files[name.as_posix()] = path.read_text(encoding="utf-8")
+                    path.unlink()
+        return files
+
+    # --- kernels
+
+    def _kernel(self, spec: KernelSpec) -> Kernel | Wanting:
+        with self._fetching:
+            known = self._kernels.get(spec.id)
+            if known is not None:
+                return known
+            if spec.source.kind not in _REACHABLE or (spec.btf is not None and spec.btf.kind != "url"):
+                return Wanting(what="kernel", why=f"{spec.id}: its files are the submitter's")
+            try:
+                kernel = self._services.provide(spec, lambda _line: None)
+            except CorematrixError as error:
+                return Wanting(what="kernel", why=error.message)
+            return self._know(spec, kernel)
+
+    def _know(self, spec: KernelSpec, kernel: Kernel) -> Kernel:
+        self._kernels[spec.id] = kernel
+        self.store.put_entry(_CACHED, spec.id, {"vmlinuz": kernel.vmlinuz_sha256})
+        return kernel
+
+    def adopt(self, shipment: Shipment) -> None:
+        names = "\n".join(f"{name} {digest}" for name, digest in sorted(shipment.files.items()))
+        key = hashlib.sha256(names.encode()).hexdigest()[:32]
+        for digest in shipment.hashes():
+            if self.store.blob(digest) is None:
+                raise KeyError(digest)
+        tree = self.store.tree(_SHIPPED, key) or self.store.put_tree(_SHIPPED, key, shipment.files)
+        kernel = shipment.kernel
+        here = replace(
+            kernel,
+            vmlinuz=tree / kernel.vmlinuz if kernel.vmlinuz else None,
+            config=tree / kernel.config if kernel.config else None,
+            modules=tuple(tree / module for module in kernel.modules),
+            btf=tree / kernel.btf if kernel.btf else None,
+        )
+        paths = tuple(path for digest in shipment.debs if (path := self.store.blob(digest)))
+        if paths:
+            packages = GuestPackages(paths=paths, provenance=shipment.provenance)
+            self._judging.adopt_packages(kernel.spec.arch.name, packages)
+        self._know(kernel.spec, here)
+
+    # --- guests
+
+    def _take(self, kernel: Kernel) -> Guest:
+        """An idle guest of this kernel, or a new one; then one of another kernel has to go where slots are full."""
+        with self._lock:
+            if self._stopped.is_set():
+                raise Interrupted(STOPPED)
+            own = next((idle for idle in self._idle if idle.guest.kernel.spec.id == kernel.spec.id), None)
+            if own is not None:
+                self._idle.remove(own)
+            full = len(self._in_use) + len(self._idle) >= self.context.slots
+            leaving = self._idle.pop(0) if own is None and full and self._idle else None
+            guest = own.guest if own else Guest(kernel, self._services, lambda _kernel, _line: None)
+            self._in_use.add(guest)
+        if leaving is not None:
+            leaving.guest.close()
+        return guest
+
+    def _give_back(self, guest: Guest) -> None:
+        if self.context.isolate:
+            guest.end()
+        with self._lock:
+            self._in_use.discard(guest)
+            keep = guest.session is not None and not self._stopped.is_set()
+            if keep:
+                self._idle.append(_Idle(guest))
+        if not keep:
+            guest.close()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_WATCH_SECONDS):
+            now = time.monotonic()
+            with self._lock:
+                old = [idle for idle in self._idle if now - idle.since > _IDLE_GUEST_SECONDS]
+                self._idle = [idle for idle in self._idle if idle not in old]
+                forgotten = not self._working and now - self._heard > _IDLE_RUN_SECONDS
+            for idle in old:
+                idle.guest.close()
+            if forgotten:
+                end(self.context.run)
+
+    def end(self) -> dict[str, str]:
+        with self._lock:
+            self._stopped.set()
+            guests = [*self._in_use, *(idle.guest for idle in self._idle)]
+            self._idle = []
+        for guest in guests:
+            guest.close()
+        consoles = {name: text for name, text in self._collect("").items() if name.startswith("consoles/")}
+        self._directory.cleanup()
+        self.store.close()
+        return consoles
+
+
+class _Busy:
+    """While a cell is being judged its run is not forgotten."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._run.note(1)
+
+    def __exit__(self, *_exc: object) -> None:
+        self._run.note(-1)
+
+
+_runs: dict[str, _Run] = {}
+_guard = threading.Lock()
