@@ -1,30 +1,68 @@
-"""`corematrix diff BASE NEW`: what changed between two stored runs; status 1 when something regressed."""
+"""`corematrix diff BASE NEW`: what changed between two stored runs; status 1 when something regressed.
+
+`corematrix diff --kernels A B RUN`, `corematrix diff --history RUN`: what changes between the kernels of one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
 from harness.commands import baseline
-from harness.report import diff_format
+from harness.errors import UsageError
+from harness.guest import btf
+from harness.guest.btf import Btf
+from harness.report import diff_format, kernel_diff, kernel_diff_format
 from harness.report.diff import diff
 from harness.rundir import read_run
+from harness.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", type=Path, metavar="BASE", help="the earlier run: its JSON, or its directory")
-    parser.add_argument("new", type=Path, metavar="NEW", help="the later run")
-    parser.add_argument("--format", choices=diff_format.FORMATS, default="terminal")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="two runs (BASE NEW), or one with --kernels or --history: "
+        "their JSON, or their directories")  # fmt: skip
+    add("--kernels", nargs=2, metavar=("A", "B"), help="compare two kernels of one run, by id")
+    add("--history", action="store_true", help="compare all kernels of one run, neighbour by neighbour")
+    add("--format", choices=diff_format.FORMATS, default="terminal")
     baseline.add_cost_arguments(parser)
 
 
 def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     """Compare and print."""
-    found = diff(read_run(options.base), read_run(options.new), baseline.cost_limits(options))
     width, _ = shutil.get_terminal_size((100, 24))
     colour = stdout.isatty() and "NO_COLOR" not in os.environ
+    if options.kernels or options.history:
+        stdout.write(_between_kernels(options, width, colour))
+        return 0
+    base, new = _paths(options.runs, 2, "BASE and NEW")
+    found = diff(read_run(base), read_run(new), baseline.cost_limits(options))
     stdout.write(diff_format.render(options.format, found, width=width, colour=colour))
     return 1 if found.regressed else 0
+
+
+def _paths(paths: Sequence[Path], count: int, what: str) -> Sequence[Path]:
+    if len(paths) != count:
+        message = f"{what} wanted, {len(paths)} given"
+        raise UsageError(message, remedy="corematrix diff BASE NEW, or corematrix diff --kernels A B RUN")
+    return paths
+
+
+def _between_kernels(options: argparse.Namespace, width: int, colour: bool) -> str:
+    (path,) = _paths(options.runs, 1, "one run")
+    stored = read_run(path)
+    pairs = kernel_diff.history(stored) if options.history else [tuple(options.kernels)]
+    with Store.default() as store:
+
+        @cache
+        def btf_of(sha256: str) -> Btf | None:
+            file = store.blob(sha256)
+            return btf.load(str(file)) if file is not None else None
+
+        found = [kernel_diff.compare(stored, first, second, btf_of) for first, second in pairs]
+    return kernel_diff_format.render(options.format, found, width=width, colour=colour)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult, VerifierStats
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
-from harness.report.view import TROUBLE, RelocationKey, keyed
+from harness.report.view import TROUBLE, RelocationKey, drift, keyed
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -192,7 +192,8 @@ def _relocation(old: Relocation | None, new: Relocation | None) -> Iterator[tupl
     elif old.is_guard and old.new_value != new.new_value:
         yield Kind.CHANGE, f"the check was {old.new_value}, is now {new.new_value}"
     if old.outcome is Outcome.RESOLVED and new.outcome is Outcome.RESOLVED:
-        yield from ((Kind.REGRESSION, text) for text in _drift(old.target, new.target))
+        for name, was, now in drift(old, new):  # silent: nothing fails, and the value is another
+            yield Kind.REGRESSION, f"drift: the field's {name} was {was}, is now {now}"
 
 
 def _state(relo: Relocation) -> str:
@@ -212,14 +213,6 @@ def _kind_of(old: Relocation, new: Relocation) -> Kind:
     if new.liveness is Liveness.UNKNOWN:
         return Kind.TROUBLE
     return Kind.CHANGE
-
-
-def _drift(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:
-    """Silent drift: the field is found, but is not what it was."""
-    for name in ("size", "signed", "kind"):
-        was, now = (old or {}).get(name), (new or {}).get(name)
-        if was is not None and now is not None and was != now:
-            yield f"drift: the field's {name} was {was}, is now {now}"
 
 
 def _cost(old: VerifierStats | None, new: VerifierStats | None, limits: CostLimits) -> Iterator[str]:

@@ -40,6 +40,21 @@ def keyed(relocations: Iterable[Relocation]) -> dict[RelocationKey, Relocation]:
     return found
 
 
+def drift(old: Relocation, new: Relocation) -> Iterator[tuple[str, object, object]]:
+    """(what, was, is) of a field that is found on both sides and is not what it was: its size, signedness, kind.
+
+    A struct may grow: whoever reads one of its members is not concerned, and whoever asks for its size wants to know.
+    """
+    for name in ("size", "signed", "kind"):
+        was, now = (old.target or {}).get(name), (new.target or {}).get(name)
+        grown = name == "size" and {(old.target or {}).get("kind"), (new.target or {}).get("kind")} <= _COMPOSITES
+        if was is not None and now is not None and was != now and not grown:
+            yield name, was, now
+
+
+_COMPOSITES = frozenset({"struct", "union"})
+
+
 class Subject(NamedTuple):
     """What is tested, kernel apart: an object with its settings and loader."""
 

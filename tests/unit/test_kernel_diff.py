@@ -1,0 +1,176 @@
+"""Kernel against kernel, and what a field has become: BTF by clang, the suggested C compiled by clang and relocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from harness.commands import diff as diff_command
+from harness.errors import UsageError
+from harness.guest.bpf_object import BpfObject
+from harness.guest.btf import Btf, load
+from harness.guest.core_relo import Targets, relocate
+from harness.report import flavor_code, kernel_diff_format
+from harness.report.kernel_diff import compare, history
+from harness.report.successor import successor
+from tests.support.clang import compile_bpf, compile_target
+from tests.support.facts import begun, evidence, facts, guard, judged, poisoned, prog, relo, run_of
+
+A, B_, ARM = "debian-5.10-cloud-amd64", "debian-6.1-cloud-amd64", "debian-5.10-cloud-arm64"
+
+
+def btf(types: str, *names: str) -> Btf:
+    with tempfile.NamedTemporaryFile(suffix=".o") as file:
+        file.write(compile_target(types, *names))
+        file.flush()
+        return load(file.name)
+
+
+OLD = """
+    struct info { int flags; };
+    struct task { struct info info; volatile long state; void *stack; int pid; u64 real_start_time; u64 utime;
+                  struct { int a; int moved; }; struct info *parent; unsigned flag : 1; };
+"""
+NEW = """
+    struct info { int flags; };
+    struct stats { int moved; };
+    struct task { struct info info; unsigned int __state; void *stack; int pid; u64 start_boottime; u64 utime;
+                  struct { int a; }; struct stats stats; struct info *real_parent; unsigned other; };
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "reasons"),
+    [
+        ("state", "__state", {"a similar name (state, __state)", "it stands after info and before stack"}),
+        ("moved", "stats.moved", {"the same name", "the same type"}),
+        ("parent", "real_parent", {"a similar name (parent, real_parent)", "the same type"}),
+        ("real_start_time", "start_boottime", {"the same type", "it stands after pid and before utime"}),
+        ("pid", None, set()),  # still there: nothing new is like it
+        ("nothing", None, set()),
+    ],
+)
+def test_successors(path: str, found: str | None, reasons: set[str]) -> None:
+    suggestion = successor(btf(OLD, "struct task"), btf(NEW, "struct task"), "task", path.split("."))
+    if found is None:
+        assert suggestion is None or (suggestion.known == ("pid",) and not suggestion.found)
+        return
+    assert suggestion is not None
+    assert ".".join(suggestion.found) == found
+    assert reasons <= set(suggestion.reasons)
+
+
+def test_a_pointer_does_not_become_a_number_and_a_lost_type_nothing() -> None:
+    pointer = btf("struct task { int a; void *state; int b; };", "struct task")
+    number = btf("struct task { int a; int __state; int b; };", "struct task")
+    assert successor(pointer, number, "task", ["state"]) is None
+    assert successor(pointer, btf("struct other { int x; };", "struct other"), "task", ["state"]) is None
+
+
+HEAD = """
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+"""
+TYPES = """
+typedef unsigned char __u8; typedef unsigned short __u16; typedef unsigned int __u32; typedef unsigned long long __u64;
+typedef short __s16; typedef int __s32; typedef long long __s64; typedef __u32 __wsum; typedef __u16 __be16;
+typedef __u32 __be32;
+enum { BPF_MAP_TYPE_UNSPEC };
+"""
+
+
+def outcomes(data: bytes, target: Btf) -> dict[str, tuple[str, int | None]]:
+    run = relocate(BpfObject(data), Targets(target))
+    assert run.error is None
+    return {f"{relo.kind} {str(relo.local_spec).partition('.')[2].partition(' ')[0]}": (relo.outcome, relo.new_value)
+            for relo in run.relos}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("state", "__state"), ("moved", "stats.moved"), ("parent", "real_parent"), ("real_start_time", "start_boottime")],
+)
+def test_the_suggested_code_compiles_and_reads_either(path: str, found: str) -> None:
+    """clang compiles it without a warning; relocated against each side, one check is 1 and its read resolves."""
+    old, new = btf(OLD, "struct task"), btf(NEW, "struct task")
+    code = flavor_code.both(old, [path], new, found.split("."), "task")
+    assert code is not None
+    name = re.search(r"__always_inline [\w ]+[ *](\w+)\(", code)
+    assert name is not None
+    use = f'SEC("raw_tp/x") int prog(void *ctx) {{ return (long){name[1]}(*(void **)ctx) > 7; }}'
+    text = TYPES + HEAD + code + use + '\nchar LICENSE[] SEC("license") = "GPL";'
+    data = compile_bpf(text, prelude=False, options=("-Weverything", "-Werror=all", "-Wno-unused-function"))
+    for target, there, gone in ((old, path, found), (new, found, path)):
+        results = outcomes(data, target)
+        assert results[f"field_exists {there}"] == ("resolved", 1)
+        assert results[f"field_exists {gone}"] == ("resolved", 0)
+        assert results[f"byte_off {there}"][0] == "resolved"
+        assert results[f"byte_off {gone}"] == ("poisoned", None)
+
+
+def test_no_code_where_there_is_no_plain_way() -> None:
+    old, new = btf(OLD, "struct task"), btf(NEW, "struct task")
+    assert flavor_code.both(old, ["info"], new, ["stats"], "task") is None  # structs
+    assert flavor_code.both(old, ["flag"], new, ["other"], "task") is None  # a bitfield
+    assert flavor_code.both(old, ["state"], new, ["real_parent"], "task") is None  # a number and a pointer
+    evil = btf("struct task { int state; };", "struct task")
+    assert flavor_code.both(evil, ["state;\nevil"], evil, ["state"], "task") is None
+
+
+def side(kernel: str, value: int, **more: object):
+    relos = [guard(0, "task___old.state", value), (relo if value else poisoned)(1, "task___old.state")]
+    found = "<byte_off> [1] struct task.state (0:1 @ offset 8)" if value else None
+    relos[1]["target_spec"] = relos[0]["target_spec"] = found
+    relos.append(relo(2, "task.pid", target_spec="<byte_off> [1] struct task.pid (0:2 @ offset 9)", new_value=value))
+    alive = evidence([[0, 9]]) if value else evidence([[0, 2], [3, 9]])
+    cell = begun(kernel, "tool", arch="arm64" if "arm64" in kernel else "x86_64")
+    cell = judged(facts([prog(relos=[(0, 1), (1, 2), (2, 3)], evidence=alive)], relos), cell=cell)
+    return dataclasses.replace(cell, kernel=dataclasses.replace(cell.kernel, btf_sha256=kernel), **more)
+
+
+def test_between_kernels_only_what_matters_changes_and_the_rename_is_named() -> None:
+    run = run_of(side(A, 1), side(B_, 0))
+    btfs = {A: btf(OLD, "struct task"), B_: btf(NEW, "struct task")}
+    found = compare(run, A, B_, btfs.get)
+    assert [(step.field, step.kind, step.texts[0].split(":")[0]) for step in found.steps] == [
+        ("task___old.state", "field_exists", "= 1 -> = 0"),
+        ("task___old.state", "byte_off", "resolved, live -> poisoned, eliminated"),
+    ]  # task.pid has another offset: no change
+    (lead,) = found.leads
+    assert lead.lacks == B_ and lead.suggestion.found == ("__state",) and lead.code
+    text = kernel_diff_format.render("text", [found])
+    assert "suggestion, to be checked: on debian-6.1-cloud-amd64, task.state (volatile long) is likely" in text
+    assert json.loads(kernel_diff_format.render("json", [found]))["kernels"][0]["first"] == A
+    # The other way round the same rename is found once more, from the other side.
+    (back,) = compare(run, B_, A, btfs.get).leads
+    assert (back.lacks, back.suggestion.known, back.suggestion.found) == (B_, ("state",), ("__state",))
+
+
+def test_a_btf_that_is_not_in_the_cache_is_said() -> None:
+    found = compare(run_of(side(A, 1), side(B_, 0)), A, B_, {A: btf(OLD, "struct task")}.get)
+    assert found.missing == (B_,) and not found.leads and len(found.steps) == 2
+    assert "the BTF of debian-6.1-cloud-amd64 is not in the cache" in kernel_diff_format.render("text", [found])
+
+
+def test_history_compares_neighbours_of_one_architecture() -> None:
+    run = run_of(side(A, 1), side(ARM, 1), side(B_, 0), side("debian-7.2-cloud-amd64", 0))
+    assert history(run) == [(A, B_), (B_, "debian-7.2-cloud-amd64")]
+    assert not compare(run, B_, "debian-7.2-cloud-amd64", {}.get).steps
+    with pytest.raises(UsageError, match="no kernel 'x'"):
+        compare(run, A, "x", {}.get)
+
+
+@pytest.mark.parametrize("arguments", [["a"], ["a", "b", "c"], ["--kernels", A, B_, "a", "b"], ["--history", "a", "b"]])
+def test_how_many_runs_are_wanted(arguments: list[str], tmp_path: Path) -> None:
+    import argparse
+    import io
+
+    parser = argparse.ArgumentParser()
+    diff_command.add_arguments(parser)
+    with pytest.raises(UsageError, match="wanted"):
+        diff_command.run(parser.parse_args(arguments), io.StringIO(), io.StringIO())
