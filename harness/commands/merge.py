@@ -14,6 +14,7 @@ from harness.commands.run import exit_status, show
 from harness.errors import UsageError
 from harness.model.bpf_object import ObjectFile
 from harness.model.result import CellResult, RunResult
+from harness.predict import compare
 from harness.rundir import RunDirectory, read_run, write_whole
 
 
@@ -127,8 +128,10 @@ def _host(runs: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _notes(cells: Sequence[CellResult], started: str) -> tuple[str, ...]:
-    """Whether a rule is still needed only the whole run can say: said here, from the YAML beside the objects."""
+    """Whether a rule is still needed only the whole run can say: said here, from the YAML beside the objects. And where
+    prediction and kernel disagree.
+    """
     found = {cell.object.name: cell.object for cell in cells}.values()
     files = [ObjectFile(name=known.name, path=Path(known.path), sha256=known.sha256, size=0) for known in found]
     expectations = objects.find_expectations(files, config.load_yaml)
-    return judge.review_rules(expectations, cells, datetime.fromisoformat(started).date())
+    return (*judge.review_rules(expectations, cells, datetime.fromisoformat(started).date()), *compare.notes(cells))

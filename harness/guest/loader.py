@@ -37,7 +37,7 @@ _ENOSPC, _EINVAL, _ENOENT, _ESRCH = 28, 22, 2, 3
 LOG_KEPT = 1 << 20  # bytes of a log that go into the facts: its end, where the reason stands
 _PROBE_READ, _PROBE_READ_STR = 4, 45
 # bpf_probe_read_{user,kernel}[_str] came with 5.5; before, one helper read both (bpf_object__sanitize_prog()).
-_OLD_HELPER = {112: _PROBE_READ, 113: _PROBE_READ, 114: _PROBE_READ_STR, 115: _PROBE_READ_STR}
+OLD_HELPER = {112: _PROBE_READ, 113: _PROBE_READ, 114: _PROBE_READ_STR, 115: _PROBE_READ_STR}
 
 
 class Refusal(Exception):
@@ -95,8 +95,8 @@ def sanitise_calls(code: bytearray, features: dict[str, bool]) -> int:
     count = 0
     for at in range(len(code) // I.INSN_SIZE):
         op, dst, src, off, imm = I.read(code, at, sys.byteorder)
-        if op == I.CALL and src == 0 and imm in _OLD_HELPER:
-            I.write(code, at, op, dst, src, off, _OLD_HELPER[imm], sys.byteorder)
+        if op == I.CALL and src == 0 and imm in OLD_HELPER:
+            I.write(code, at, op, dst, src, off, OLD_HELPER[imm], sys.byteorder)
             count += 1
     return count
 

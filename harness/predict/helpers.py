@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 # Helpers whose prototype returns a pointer or null (RET_PTR_TO_..._OR_NULL): map_lookup_elem, sk_lookup_tcp and _udp,
-# sk_fullsock, tcp_sock, get_listener_sock, skc_lookup_tcp, sk_storage_get, ringbuf_reserve, skc_to_*, inode_storage_get,
-# per_cpu_ptr, task_storage_get, sock_from_file, kptr_xchg, map_lookup_percpu_elem, skc_to_mptcp_sock, dynptr_data,
-# cgrp_storage_get.
+# sk_fullsock, tcp_sock, get_listener_sock, skc_lookup_tcp, sk_storage_get, ringbuf_reserve, skc_to_*,
+# inode_storage_get, per_cpu_ptr, task_storage_get, sock_from_file, kptr_xchg, map_lookup_percpu_elem,
+# skc_to_mptcp_sock, dynptr_data, cgrp_storage_get.
 RETURNS_POINTER = frozenset(
     (1, 84, 85, 95, 96, 98, 99, 107, 131, 136, 137, 138, 139, 140, 145, 153, 156, 162, 178, 194, 195, 196, 203, 210)
 )

@@ -10,21 +10,21 @@ subprogram is verified once, with nothing known of its arguments (do_check_subpr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from harness.guest import insn as I
 from harness.predict import values as V
 from harness.predict.flow import Decoded, live_registers, meeting_points
 from harness.predict.helpers import CALLBACK_CONTEXT, KFUNC_NO_RETURN, MAP_ARGUMENTS, RETURNS_POINTER
+from harness.predict.memory import slot, write
 from harness.predict.models import Model
+from harness.predict.state import Seen, State
 from harness.predict.values import CODE, DATA, MAYBE, NUM, POINTER, PTR, STACK, UNKNOWN, Value, const
 
-_STATES_APART = 24  # at one place; the paths that come later are joined
-_JOINS_EXACT = 8  # then ranges that still grow are given up
 _MOST_STEPS = 400_000
+Insn = tuple[int, int, int, int, int]  # code, dst, src, off, imm
 _FRAMES_MAX = 8  # MAX_CALL_FRAMES
-_PSEUDO_BTF_ID, _PSEUDO_FUNC = I.BPF_PSEUDO_BTF_ID, I.BPF_PSEUDO_FUNC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +75,6 @@ class Prediction:
         return True if insn in self.visited else False if self.complete else None
 
 
-class _State:
-    """One path, at one instruction. `regs` r0 to r9; `stacks` one dict for each frame: offset -> (size, value);
-    `calls` one for each frame but the first: (return to, saved r6 to r9, call instruction of a callback or None, its
-    registers).
-    """
-
-    __slots__ = ("calls", "pc", "regs", "stacks")
-
-    def __init__(self, pc: int, regs: list[Value], stacks: list[dict[int, tuple[int, Value]]], calls: tuple) -> None:  # type: ignore[type-arg]
-        self.pc = pc
-        self.regs = regs
-        self.stacks = stacks
-        self.calls = calls
-
-    def at(self, pc: int) -> _State:
-        return _State(pc, list(self.regs), [dict(stack) for stack in self.stacks], self.calls)
-
-
 def predict(program: Program, model: Model) -> Prediction:
     """Walk a program."""
     return _Walk(program, model).run()
@@ -108,8 +90,8 @@ class _Walk:
         self.visited: set[int] = set()
         self.poison: set[int] = set()
         self.helpers: set[int] = set()
-        self.seen: dict[tuple[int, tuple[int, ...]], _Seen] = {}
-        self.todo: list[_State] = []
+        self.seen: dict[tuple[int, tuple[int, ...]], Seen] = {}
+        self.todo: list[State] = []
         self.globals = {f.start: f for f in program.funcs[1:] if f.is_global and model.global_functions}
         self.called: set[int] = set()
         self.steps = 0
@@ -123,7 +105,7 @@ class _Walk:
         while starts and complete:
             start = starts.pop()
             done.add(start)
-            self.todo.append(_State(start, [UNKNOWN] * 10, [{}], ()))
+            self.todo.append(State(start, [UNKNOWN] * 10, [{}], ()))
             complete = self._drain()
             starts += [callee for callee in self.called if callee not in done and callee not in starts]
         return Prediction(
@@ -146,7 +128,7 @@ class _Walk:
 
     # -- one instruction
 
-    def _step(self, state: _State) -> _State | None:
+    def _step(self, state: State) -> State | None:
         """Carry out one instruction in place; None at the end of the path. Other paths go to `todo`."""
         pc = state.pc
         if not 0 <= pc < self.insns.count:
@@ -155,13 +137,12 @@ class _Walk:
             return None
         first = pc not in self.visited
         self.visited.add(pc)
-        op, dst, src, off, imm = self.insns.at(pc)
+        insn = op, dst, src, off, imm = self.insns.at(pc)
         kind = op & 7
         if kind in (I.BPF_JMP, I.BPF_JMP32):
-            return self._jump(state, op, dst, src, off, imm)
-        if kind == I.BPF_ALU64 or kind == I.BPF_ALU:
-            result = self._alu(state, op, dst, src, off, imm)
-            self._set(state, dst, result, first)
+            return self._jump(state, insn)
+        if kind in (I.BPF_ALU64, I.BPF_ALU):
+            self._set(state, dst, self._alu(state, insn), first)
         elif kind == I.BPF_LDX:
             self._set(state, dst, self._load(state, op, src, off), first)
         elif op == I.LDIMM64:
@@ -170,11 +151,11 @@ class _Walk:
         elif kind == I.BPF_LD:  # packet access: ends the program when it reaches too far
             state.regs[:6] = [UNKNOWN] * 6
         else:
-            self._store(state, op, dst, src, off, imm)
+            self._store(state, insn)
         state.pc += 1
         return state
 
-    def _set(self, state: _State, dst: int, value: Value, first: bool) -> None:
+    def _set(self, state: State, dst: int, value: Value, first: bool) -> None:
         """A result that is not a single number gets an ident, so that what is learnt of one copy is learnt of all."""
         pc = state.pc
         if value[0] == NUM and value[3] == 0 and value[1] != value[2]:
@@ -183,7 +164,7 @@ class _Walk:
             value = (NUM, value[1], value[2], pc + 1)
         state.regs[dst] = value
 
-    def _forget_ident(self, state: _State, ident: int) -> None:
+    def _forget_ident(self, state: State, ident: int) -> None:
         """An instruction run again makes another number: copies of its last one are no longer told apart by it."""
 
         def without(value: Value) -> Value:
@@ -193,7 +174,7 @@ class _Walk:
 
         self._rewrite(state, without)
 
-    def _rewrite(self, state: _State, change) -> None:  # type: ignore[no-untyped-def]
+    def _rewrite(self, state: State, change: Callable[[Value], Value]) -> None:
         state.regs[:] = [change(value) for value in state.regs]
         for stack in state.stacks:
             for offset, (size, value) in list(stack.items()):
@@ -203,7 +184,7 @@ class _Walk:
             for call in state.calls
         )
 
-    def _reg(self, state: _State, number: int) -> Value:
+    def _reg(self, state: State, number: int) -> Value:
         return state.regs[number] if number < 10 else (STACK, len(state.stacks) - 1, 0)
 
     def _ldimm64(self, pc: int, src: int, imm: int) -> Value:
@@ -213,13 +194,14 @@ class _Walk:
         if pc in program.symbols:
             exists = program.symbols[pc]
             return UNKNOWN if exists is None else POINTER if exists else const(0)
-        if src == _PSEUDO_FUNC:
+        if src == I.BPF_PSEUDO_FUNC:
             return (CODE, pc + 1 + imm)
         if src:
             return (PTR, *program.map_sizes.get(pc, (0, 0)))
         return UNKNOWN if pc in program.opaque else const((imm & V.M32) | (self.insns.at(pc + 1)[4] & V.M32) << 32)
 
-    def _alu(self, state: _State, op: int, dst: int, src: int, off: int, imm: int) -> Value:
+    def _alu(self, state: State, insn: Insn) -> Value:
+        op, dst, src, off, imm = insn
         wide, operation = op & 7 == I.BPF_ALU64, op & 0xF0
         a = self._reg(state, dst)
         if operation in (I.BPF_END, I.BPF_NEG):
@@ -253,7 +235,7 @@ class _Walk:
 
     # -- memory
 
-    def _load(self, state: _State, op: int, src: int, off: int) -> Value:
+    def _load(self, state: State, op: int, src: int, off: int) -> Value:
         size = I.SIZE_OF_WIDTH[op & 0x18]
         extends = op & 0xE0 == I.BPF_MEMSX
         pointer = self._reg(state, src)
@@ -262,7 +244,7 @@ class _Walk:
             return UNKNOWN if extends else (NUM, 0, (1 << 8 * size) - 1, 0)
         return const(V.signed(value[1], 8 * size)) if extends else value
 
-    def _read(self, state: _State, pointer: Value, off: int, size: int) -> Value | None:
+    def _read(self, state: State, pointer: Value, off: int, size: int) -> Value | None:
         """What memory holds, None when it is not known."""
         if pointer[0] not in (STACK, DATA) or pointer[2] is None:
             return None
@@ -272,9 +254,10 @@ class _Walk:
             if content is None or not 0 <= place <= len(content) - size:
                 return None
             return const(int.from_bytes(content[place : place + size], self.insns.byteorder))
-        return _slot(state.stacks[pointer[1]], place, size) if pointer[1] < len(state.stacks) else None
+        return slot(state.stacks[pointer[1]], place, size) if pointer[1] < len(state.stacks) else None
 
-    def _store(self, state: _State, op: int, dst: int, src: int, off: int, imm: int) -> None:
+    def _store(self, state: State, insn: Insn) -> None:
+        op, dst, src, off, imm = insn
         size = I.SIZE_OF_WIDTH[op & 0x18]
         pointer = self._reg(state, dst)
         atomic = op & 7 == I.BPF_STX and op & 0xE0 == I.BPF_ATOMIC
@@ -288,11 +271,12 @@ class _Walk:
         else:
             value = const(imm) if imm == 0 or self.model.has("stack_immediates") else None
         if pointer[0] == STACK and pointer[1] < len(state.stacks):
-            _write(state.stacks[pointer[1]], None if pointer[2] is None else pointer[2] + off, size, value)
+            write(state.stacks[pointer[1]], None if pointer[2] is None else pointer[2] + off, size, value)
 
     # -- jumps and calls
 
-    def _jump(self, state: _State, op: int, dst: int, src: int, off: int, imm: int) -> _State | None:
+    def _jump(self, state: State, insn: Insn) -> State | None:
+        op, dst, src, off, imm = insn
         operation, wide = op & 0xF0, op & 7 == I.BPF_JMP
         if op == I.EXIT:
             return self._exit(state)
@@ -330,24 +314,24 @@ class _Walk:
         return decided if V.known(a) == V.known(b) else None
 
     def _learn(
-        self, state: _State, dst: int, src: int | None, learnt: tuple[Value, Value], before: tuple[Value, Value]
+        self, state: State, dst: int, src: int | None, learnt: tuple[Value, Value], before: tuple[Value, Value]
     ) -> None:
         for number, new, old in ((dst, learnt[0], before[0]), (src, learnt[1], before[1])):
             if number is None or new == old:
                 continue
             ident = old[3] if old[0] == NUM else old[1] if old[0] == MAYBE else 0
             if ident:
-                self._rewrite(state, lambda value, old=old, new=new: new if value == old else value)
+                self._rewrite(state, _replacing(old, new))
             if number < 10:
                 state.regs[number] = new
 
-    def _exit(self, state: _State) -> _State | None:
+    def _exit(self, state: State) -> State | None:
         if not state.calls:
             return None
         target, saved, callback, regs = state.calls[-1]
         state.calls = state.calls[:-1]
         state.stacks.pop()
-        if callback is not None:
+        if callback is not None and regs is not None:
             again = state.at(callback)
             again.regs = list(regs)
             self.todo.append(again)
@@ -358,10 +342,10 @@ class _Walk:
         state.pc = target
         return state
 
-    def _outlived(self, state: _State, value: Value) -> Value:
+    def _outlived(self, state: State, value: Value) -> Value:
         return UNKNOWN if value[0] == STACK and value[1] >= len(state.stacks) else value
 
-    def _call(self, state: _State, src: int, imm: int) -> _State | None:
+    def _call(self, state: State, src: int, imm: int) -> State | None:
         pc = state.pc
         if src == I.BPF_PSEUDO_CALL:
             return self._call_subprogram(state, pc + 1 + imm)
@@ -382,7 +366,7 @@ class _Walk:
         state.pc += 1
         return state
 
-    def _call_subprogram(self, state: _State, start: int) -> _State | None:
+    def _call_subprogram(self, state: State, start: int) -> State | None:
         if start in self.globals:
             self.called.add(start)
             self._clobber_arguments(state, None)
@@ -399,7 +383,7 @@ class _Walk:
         state.pc = start
         return state
 
-    def _enter_callbacks(self, state: _State, helper: int | None) -> None:
+    def _enter_callbacks(self, state: State, helper: int | None) -> None:
         """A function passed to a helper is verified from here, for none, one and more rounds."""
         for value in state.regs[1:6]:
             if value[0] != CODE or len(state.stacks) >= _FRAMES_MAX:
@@ -414,7 +398,7 @@ class _Walk:
             inner.stacks.append({})
             self.todo.append(inner)
 
-    def _clobber_arguments(self, state: _State, helper: int | None) -> None:
+    def _clobber_arguments(self, state: State, helper: int | None) -> None:
         """Stack memory given to a helper may be written by it."""
         for number in range(1, 6):
             pointer = state.regs[number]
@@ -424,9 +408,9 @@ class _Walk:
                 if pointer[2] is None:
                     stack.clear()
                 else:
-                    _write(stack, pointer[2], size if size is not None else -pointer[2], None)
+                    write(stack, pointer[2], size if size is not None else -pointer[2], None)
 
-    def _size_given(self, state: _State, helper: int | None, number: int) -> int | None:
+    def _size_given(self, state: State, helper: int | None, number: int) -> int | None:
         """Bytes behind the pointer in an argument: the map's key or value, or the number in the argument behind it;
         None when not known.
         """
@@ -439,7 +423,7 @@ class _Walk:
 
     # -- where paths meet
 
-    def _is_known(self, state: _State) -> bool:
+    def _is_known(self, state: State) -> bool:
         """Whether a path that was here before knew as little; otherwise this one is remembered."""
         live = self.live[state.pc]
         for number in range(10):
@@ -448,110 +432,9 @@ class _Walk:
         key = (state.pc, tuple(call[0] for call in state.calls))
         seen = self.seen.get(key)
         if seen is None:
-            seen = self.seen[key] = _Seen()
+            seen = self.seen[key] = Seen()
         return seen.covers(state)
 
 
-class _Seen:
-    """The paths that came by one place."""
-
-    __slots__ = ("exact", "joined", "rounds")
-
-    def __init__(self) -> None:
-        self.exact: set[object] = set()
-        self.joined: _State | None = None
-        self.rounds = 0
-
-    def covers(self, state: _State) -> bool:
-        if self.joined is None:
-            frozen = _frozen(state)
-            if frozen in self.exact:
-                return True
-            self.exact.add(frozen)
-            if len(self.exact) > _STATES_APART:
-                self.joined = state.at(state.pc)
-            return False
-        return self._join(state)
-
-    def _join(self, state: _State) -> bool:
-        """Make `state` what holds of all paths so far; True when that is nothing new."""
-        joined = self.joined
-        assert joined is not None
-        self.rounds += 1
-        give_up = self.rounds > _JOINS_EXACT
-        regs = [_joined(old, new, give_up) for old, new in zip(joined.regs, state.regs, strict=True)]
-        stacks = [_common(old, new, give_up) for old, new in zip(joined.stacks, state.stacks, strict=True)]
-        calls = tuple(_common_call(old, new, give_up) for old, new in zip(joined.calls, state.calls, strict=True))
-        if regs == joined.regs and stacks == joined.stacks and calls == joined.calls:
-            return True
-        joined.regs, joined.stacks, joined.calls = regs, stacks, calls
-        copy = joined.at(state.pc)
-        state.regs, state.stacks, state.calls = copy.regs, copy.stacks, copy.calls
-        return False
-
-
-def _joined(old: Value, new: Value, give_up: bool) -> Value:
-    return old if old == new else UNKNOWN if give_up else V.join(old, new)
-
-
-def _common(old: dict[int, tuple[int, Value]], new: dict[int, tuple[int, Value]], give_up: bool) -> dict[int, tuple[int, Value]]:
-    return {
-        offset: (size, _joined(value, new[offset][1], give_up))
-        for offset, (size, value) in old.items()
-        if offset in new and new[offset][0] == size
-    }
-
-
-def _common_call(old: tuple, new: tuple, give_up: bool) -> tuple:  # type: ignore[type-arg]
-    regs = None
-    if old[3] is not None and new[3] is not None:
-        regs = tuple(_joined(a, b, give_up) for a, b in zip(old[3], new[3], strict=True))
-    return (old[0], tuple(_joined(a, b, give_up) for a, b in zip(old[1], new[1], strict=True)), old[2], regs)
-
-
-def _frozen(state: _State) -> object:
-    return tuple(state.regs), tuple(frozenset(stack.items()) for stack in state.stacks), state.calls
-
-
-def _slot(stack: dict[int, tuple[int, Value]], place: int, size: int) -> Value | None:
-    """What a stack slot holds: a value spilled there in that size, or zeros."""
-    found = stack.get(place)
-    if found is not None and found[0] == size:
-        return found[1]
-    covered = sum(_overlap(offset, width, place, size) for offset, (width, value) in stack.items() if V.known(value) == 0)
-    return const(0) if covered == size else None
-
-
-def _overlap(offset: int, width: int, place: int, size: int) -> int:
-    return max(0, min(offset + width, place + size) - max(offset, place))
-
-
-def _write(stack: dict[int, tuple[int, Value]], place: int | None, size: int, value: Value | None) -> None:
-    """Store a value (None: something) into a frame; at a place not known, everything may be overwritten."""
-    if place is None:
-        stack.clear()
-        return
-    for offset, (width, old) in list(_touched(stack, place, size)):
-        del stack[offset]
-        if V.known(old) == 0:  # what is left of zeros stays zero
-            for start, end in ((offset, place), (place + size, offset + width)):
-                if start < end:
-                    stack[start] = (end - start, old)
-    if value is not None and (size == 8 or value[0] == NUM):
-        stack[place] = (size, _fitting(value, size))
-
-
-def _touched(stack: Mapping[int, tuple[int, Value]], place: int, size: int) -> Iterator[tuple[int, tuple[int, Value]]]:
-    return (
-        (offset, slot) for offset, slot in stack.items() if offset < place + size and place < offset + slot[0]
-    )
-
-
-def _fitting(value: Value, size: int) -> Value:
-    if size == 8:
-        return value
-    top = (1 << 8 * size) - 1
-    number = V.known(value)
-    if number is not None:
-        return const(number & top)
-    return (NUM, value[1], value[2], 0) if value[2] <= top else (NUM, 0, top, 0)
+def _replacing(old: Value, new: Value) -> Callable[[Value], Value]:
+    return lambda value: new if value == old else value

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.guest import bpf_object as O
@@ -93,7 +94,7 @@ def from_object(known: KnownObject, prog: Prog, opaque: Iterable[tuple[str, int]
     refs = [(ref.insn, ref.kind, ref.name, ref.off) for ref in linked.refs]
     symbols = {insn: None for insn, kind, *_ in refs if kind == "ksym"}
     hidden = frozenset(starts[name] + insn for name, insn in opaque if name in starts)
-    return _program(prog.name, bytes(linked.code), funcs, refs, symbols, known, hidden)
+    return replace(_program(prog.name, bytes(linked.code), funcs, refs, known), symbols=symbols, opaque=hidden)
 
 
 def places(program: Program, relocations: Iterable[Mapping[str, Any]]) -> dict[int, int]:
@@ -118,7 +119,7 @@ def from_facts(prog: Mapping[str, Any], externs: Iterable[Mapping[str, Any]], kn
     symbols: dict[int, bool | None] = {
         insn: exists.get(name) for insn, kind, name, _ in refs if kind == "ksym" and _is_typed(code, insn)
     }
-    return _program(prog["name"], code, funcs, refs, symbols, known, frozenset())
+    return replace(_program(prog["name"], code, funcs, refs, known), symbols=symbols)
 
 
 def _is_typed(code: bytes, insn: int) -> bool:
@@ -127,9 +128,8 @@ def _is_typed(code: bytes, insn: int) -> bool:
 
 
 def _program(
-    name: str, code: bytes, funcs: tuple[Func, ...], refs: list[tuple[int, str, str, int]],
-    symbols: Mapping[int, bool | None], known: KnownObject, opaque: frozenset[int],
-) -> Program:  # fmt: skip
+    name: str, code: bytes, funcs: tuple[Func, ...], refs: list[tuple[int, str, str, int]], known: KnownObject
+) -> Program:
     sizes = known.sizes()
     return Program(
         name=name,
@@ -139,8 +139,6 @@ def _program(
         map_values={insn: (of, off) for insn, kind, of, off in refs if kind == "map_value"},
         map_sizes={insn: sizes.get(of, (0, 0)) for insn, kind, of, _ in refs if kind == "map_fd"},
         kfuncs={insn: of for insn, kind, of, _ in refs if kind == "kfunc"},
-        symbols=symbols,
-        opaque=opaque,
     )
 
 

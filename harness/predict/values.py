@@ -90,11 +90,12 @@ def arithmetic(operation: int, a: Value, b: Value, wide: bool) -> Value:
     if x is not None and y is not None:
         number = _number_op(operation, x, y, bits)
         return (NUM, 0, top, 0) if number is None else const(number & top)
-    return _range(operation, a, b, y, top, bits)
+    return _range(operation, a, b, bits)
 
 
-def _range(operation: int, a: Value, b: Value, y: int | None, top: int, bits: int) -> Value:
+def _range(operation: int, a: Value, b: Value, bits: int) -> Value:
     """Ranges, where they stay within the register."""
+    y, top = known(b), (1 << bits) - 1
     low, high = 0, top
     if operation == I.BPF_ADD and a[2] + b[2] <= top:
         low, high = a[1] + b[1], a[2] + b[2]

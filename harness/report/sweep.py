@@ -1,4 +1,4 @@
-"""A sweep for people: what would load where, and each relocation that is not the same everywhere, one line a finding."""
+"""A sweep for people: what would load where, and each relocation that is not the same everywhere; a line a finding."""
 
 from __future__ import annotations
 

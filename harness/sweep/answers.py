@@ -249,7 +249,9 @@ def _reached(
 
 def _both(one: Reached, other: Reached) -> Reached:
     """What holds under both assumptions; what holds under one only is not known."""
-    relocations = {index: state if other.relocations.get(index) is state else None for index, state in one.relocations.items()}
+    relocations = {
+        index: state if other.relocations.get(index) is state else None for index, state in one.relocations.items()
+    }
     return Reached(relocations, one.helpers & other.helpers)
 
 
@@ -264,7 +266,7 @@ def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, obj
     if prod(map(len, samples)) <= _MOST_ASSUMPTIONS:
         combinations: Iterable[tuple[object, ...]] = product(*samples)
     else:
-        chance = Random(len(samples))  # noqa: S311 - not for secrets
+        chance = Random(len(samples))
         combinations = (tuple(map(chance.choice, samples)) for _ in range(_MOST_ASSUMPTIONS))
     for values in combinations:
         yield {**fixed, **{row["name"]: value for row, value in zip(unknown, values, strict=True)}}

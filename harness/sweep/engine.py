@@ -44,7 +44,8 @@ class Job:
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """What one BTF said. `answers` by the job's index; `described` likewise, what is the same on all kernels of the
-    relocations that this process saw for the first time; `sections` of programs by name; `error` when the BTF cannot be used.
+    relocations that this process saw for the first time; `sections` of programs by name; `error` when the BTF cannot
+    be used.
     """
 
     target: int

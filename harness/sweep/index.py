@@ -53,10 +53,11 @@ class _Source(B.Btf):
         hashes = array("I", [key >> 32 for key in table])
         ids = array("I", [key & 0xFFFFFFFF for key in table])
         whole = self._are_whole(names)
+        functions = any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in infos)
         out.write(
             _HEADER.pack(
                 _MAGIC, len(places), len(table), len(words), len(strings), self.pointer_size,
-                int(self.byteorder == "little"), int(whole), int(any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in infos)),
+                int(self.byteorder == "little"), int(whole), int(functions),
             )
         )  # fmt: skip
         out.writelines(memoryview(part) for part in (places, names, hashes, ids, words))
@@ -192,7 +193,8 @@ class IndexedBtf(B.Btf):
 
     def _searched(self, essential: str) -> list[int]:
         """The slow way, over all names."""
-        return [id_ for id_ in range(1, self.count) if B.essential_name(self._name(id_)) == essential and self._name(id_)]
+        names = ((id_, self._name(id_)) for id_ in range(1, self.count))
+        return [id_ for id_, name in names if name and B.essential_name(name) == essential]
 
     def _name(self, id_: int) -> str:
         return self.string(self._words[self._places[id_ - 1]])

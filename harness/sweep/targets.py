@@ -27,8 +27,8 @@ _SYSFS = Path("/sys/kernel/btf/vmlinux")
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One BTF to relocate against. `kernel_version` is what LINUX_KERNEL_VERSION says (three numbers; None: not known;
-    libbpf takes Debian's from the package, not from the release). `digest` is the SHA-256 of the file at `path` when it is known already; `kconfig`
-    the kernel's configuration, if there is one.
+    libbpf takes Debian's from the package, not from the release). `digest` is the SHA-256 of the file at `path` when
+    it is known already; `kconfig` the kernel's configuration, if there is one.
     """
 
     id: str

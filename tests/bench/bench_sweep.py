@@ -20,7 +20,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from harness.sweep.archive import read_btf
@@ -128,8 +127,8 @@ def main() -> int:
         cpu, wall, peak = _measured(command, cache)
         results.append(_report(name, cpu * scale / CORES, target, "s", f"(wall {wall:.1f} s for {options.count})"))
         results.append(_report("  memory of all processes", peak, MEMORY_MB, "MB"))
-    size: Callable[[Path], int] = lambda path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    sys.stdout.write(f"cache: {size(cache / 'blobs') / options.count / 2**20:.1f} MB for each BTF\n")
+    size = sum(file.stat().st_size for file in (cache / "blobs").rglob("*") if file.is_file())
+    sys.stdout.write(f"cache: {size / options.count / 2**20:.1f} MB for each BTF\n")
     return 0 if all(results) else 1
 
 

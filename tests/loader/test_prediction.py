@@ -15,6 +15,7 @@ from harness.guest.syscall import ProgLoad
 from harness.model.cell import CellId
 from harness.model.expectation import NONE
 from harness.model.result import CellResult, KernelResult, ObjectResult
+from harness.predict import helpers
 from harness.predict.compare import compare
 from harness.predict.kernels import model_from
 from harness.predict.machine import Func, Program, predict
@@ -31,6 +32,23 @@ _MANY = 150
 def model() -> Model:
     machine()
     return model_from(btf.load("/sys/kernel/btf/vmlinux"))
+
+
+def test_helpers_are_those_of_the_kernels_own_enum() -> None:
+    machine()
+    kernel = btf.load("/sys/kernel/btf/vmlinux")
+    id_ = kernel.find("bpf_func_id", btf.BTF_KIND_ENUM)
+    assert id_ is not None
+    number = {name.removeprefix("BPF_FUNC_"): value for name, value in kernel.enumerators(kernel.type(id_))}
+    names = """map_lookup_elem sk_lookup_tcp sk_lookup_udp sk_fullsock tcp_sock get_listener_sock skc_lookup_tcp
+        sk_storage_get ringbuf_reserve skc_to_tcp6_sock skc_to_tcp_sock skc_to_tcp_timewait_sock skc_to_tcp_request_sock
+        skc_to_udp6_sock inode_storage_get per_cpu_ptr task_storage_get sock_from_file skc_to_unix_sock kptr_xchg
+        map_lookup_percpu_elem skc_to_mptcp_sock dynptr_data cgrp_storage_get"""
+    assert {number[name] for name in names.split()} == helpers.RETURNS_POINTER
+    callbacks = ("for_each_map_elem", "find_vma", "loop", "user_ringbuf_drain")
+    assert {number[name] for name in callbacks} == set(helpers.CALLBACK_CONTEXT)
+    maps = "map_lookup_elem map_update_elem map_delete_elem map_push_elem map_pop_elem map_peek_elem map_lookup_percpu_elem"
+    assert {number[name] for name in maps.split()} == set(helpers.MAP_ARGUMENTS)
 
 
 def walked(random: RandomProgram) -> set[int]:

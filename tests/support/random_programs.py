@@ -93,7 +93,8 @@ class RandomProgram:
 
     def _spill(self) -> list[Insn]:
         if self._chance.random() < 0.3:
-            return [(I.BPF_ST | I.BPF_MEM | I.BPF_DW, 10, 0, self._chance.choice(_SLOTS), self._chance.choice(_NUMBERS))]
+            slot, number = self._chance.choice(_SLOTS), self._chance.choice(_NUMBERS)
+            return [(I.BPF_ST | I.BPF_MEM | I.BPF_DW, 10, 0, slot, number)]
         return [(I.BPF_STX | I.BPF_MEM | I.BPF_DW, 10, self._kept(), self._chance.choice(_SLOTS), 0)]
 
     def _fill(self) -> list[Insn]:

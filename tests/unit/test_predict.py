@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,8 @@ def test_poison_without_a_guard_is_reached_and_ends_the_path():
     ],
 )  # fmt: skip
 def test_comparisons_of_constants_go_one_way(operation, value, imm, taken, wide):
-    found = predict(program(mov(R1, value), jump(operation, R1, imm, 1, wide=wide), mov(R0, 1), mov(R0, 0), EXIT), NEWEST)
+    insns = (mov(R1, value), jump(operation, R1, imm, 1, wide=wide), mov(R0, 1), mov(R0, 0), EXIT)
+    found = predict(program(*insns), NEWEST)
     assert dead(found, 5) == ([2] if taken else [])
 
 
@@ -141,8 +143,10 @@ def test_a_random_number_goes_both_ways_and_its_copy_remembers_which():
 
 
 def test_ranges_decide_since_is_branch_taken():
-    insns = (RANDOM, (I.BPF_ALU64 | I.BPF_AND | I.BPF_K, R0, 0, 0, 7), jump(I.BPF_JGT, R0, 7, 1), mov(R0, 0), mov(R0, 0), EXIT)
-    reached = program(*insns[:3], (I.BPF_JMP | I.BPF_JA, 0, 0, 1, 0), mov(R0, 1), mov(R0, 0), EXIT)
+    reached = program(
+        RANDOM, (I.BPF_ALU64 | I.BPF_AND | I.BPF_K, R0, 0, 0, 7), jump(I.BPF_JGT, R0, 7, 1),
+        (I.BPF_JMP | I.BPF_JA, 0, 0, 1, 0), mov(R0, 1), mov(R0, 0), EXIT,
+    )  # fmt: skip
     assert dead(predict(reached, NEWEST), 7) == [4]
     assert dead(predict(reached, without("range_branches")), 7) == []
 
@@ -173,7 +177,8 @@ def test_memory_given_to_a_helper_is_written_by_it():
         return program(
             mov(R6, 1), (I.BPF_STX | I.BPF_MEM | I.BPF_DW, R10, R6, slot, 0),
             copy(R1, R10), (I.BPF_ALU64 | I.BPF_ADD | I.BPF_K, R1, 0, 0, -16), mov(R2, 8), (I.CALL, 0, 0, 0, 16),
-            (I.BPF_LDX | I.BPF_MEM | I.BPF_DW, R2, R10, slot, 0), jump(I.BPF_JEQ, R2, 1, 1), mov(R0, 1), mov(R0, 0), EXIT,
+            (I.BPF_LDX | I.BPF_MEM | I.BPF_DW, R2, R10, slot, 0), jump(I.BPF_JEQ, R2, 1, 1), mov(R0, 1), mov(R0, 0),
+            EXIT,
         )  # fmt: skip
 
     assert dead(predict(around(-16), NEWEST), 11) == []  # bpf_get_current_comm(fp - 16, 8)
@@ -231,7 +236,8 @@ def test_a_global_function_called_from_dead_code_is_verified_all_the_same_before
 
 
 def test_a_loop_ends():
-    insns = (mov(R6, 0), (I.BPF_ALU64 | I.BPF_ADD | I.BPF_K, R6, 0, 0, 1), jump(I.BPF_JLT, R6, 100_000, -2), mov(R0, 0), EXIT)
+    one_more = (I.BPF_ALU64 | I.BPF_ADD | I.BPF_K, R6, 0, 0, 1)
+    insns = (mov(R6, 0), one_more, jump(I.BPF_JLT, R6, 100_000, -2), mov(R0, 0), EXIT)
     found = predict(program(*insns), NEWEST)
     assert found.complete
     assert dead(found, 5) == []
@@ -260,7 +266,7 @@ def test_a_map_lookup_may_fail_and_what_it_gives_is_no_null_behind_the_check():
 
 @pytest.mark.parametrize("operation", [I.BPF_ADD, I.BPF_SUB, I.BPF_AND, I.BPF_OR, I.BPF_XOR, I.BPF_MUL, I.BPF_RSH])
 def test_ranges_hold_every_result(operation):
-    """Interval arithmetic against arithmetic: every pair of numbers from two ranges lands in the range of the result."""
+    """Interval arithmetic against arithmetic: numbers from two ranges land in the range of the result."""
     compute = {
         I.BPF_ADD: lambda a, b: a + b, I.BPF_SUB: lambda a, b: a - b, I.BPF_AND: lambda a, b: a & b,
         I.BPF_OR: lambda a, b: a | b, I.BPF_XOR: lambda a, b: a ^ b, I.BPF_MUL: lambda a, b: a * b,
@@ -342,9 +348,8 @@ def test_what_a_real_kernel_showed_was_foretold(name, tmp_path):
     found = compare(result, facts, data, NEWEST)
     assert found["reason"] is None
     assert found["disagreements"] == []
-    shown = [
-        relo for prog in result.progs for relo in prog.core_relos if relo.liveness in (Liveness.LIVE, Liveness.ELIMINATED)
-    ]
+    known = (Liveness.LIVE, Liveness.ELIMINATED)
+    shown = [relo for prog in result.progs for relo in prog.core_relos if relo.liveness in known]
     assert found["compared"] == len(shown)
 
 
@@ -356,5 +361,5 @@ def test_another_verifier_is_told_by_the_same_facts(tmp_path):
     assert {row["kernel"] for row in found["disagreements"]} == {"eliminated"}
     (row, *_) = found["disagreements"]
     cell = judged(facts, cell=begun("k", "task_state"))
-    told = notes([type(cell)(**{**{name: getattr(cell, name) for name in cell.__dataclass_fields__}, "prediction": found})])
+    told = notes([replace(cell, prediction=found)])
     assert any(row["field"] in note and "(on k)" in note for note in told)

@@ -1,0 +1,410 @@
+"""A sweep: BTF out of archives, indexed, relocated against in parallel, and hundreds of answers in a few lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.errors import UsageError
+from harness.guest.bpf_object import BpfObject
+from harness.guest.btf import BTF_KIND_FUNC, BTF_KIND_STRUCT, Btf
+from harness.guest.core_relo import Targets, relocate
+from harness.guest.elf import Elf
+from harness.guest.errors import MalformedBtf
+from harness.sweep import archive
+from harness.sweep.answers import Fate
+from harness.sweep.classes import classes
+from harness.sweep.index import IndexedBtf, write_index
+from harness.sweep.targets import Target, find_targets, natural
+from tests.support.btf_builder import BtfBuilder
+from tests.support.clang import compile_bpf, compile_target
+from tests.support.derived_btf import derive
+
+SHARED = Path("/work/shared/btf")
+PROGRAM = """
+struct thing { int old_name; } PAI;
+struct thing___new { int new_name; } PAI;
+static long (*const probe_read)(void *dst, u32 size, const void *src) = (void *)4;
+
+SEC("raw_tp/sched_process_exec")
+int guarded(void *ctx)
+{
+    int value = 0;
+    if (field_info(((struct thing___new *)0)->new_name, EXISTS))
+        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing___new *)0)->new_name, BYTE_OFF));
+    else
+        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing *)0)->old_name, BYTE_OFF));
+    return value;
+}
+
+SEC("raw_tp/sched_process_exit")
+int unguarded(void *ctx)
+{
+    int value = 0;
+    probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing *)0)->old_name, BYTE_OFF));
+    return value;
+}
+"""
+# What the verifier of the kernels here follows (harness.predict.models): constants decide branches.
+VERIFIER = "struct bpf_func_state { int x; }; struct bpf_verifier_state { int branches; };"
+OLD = VERIFIER + "struct thing { long before; int old_name; };"
+NEW = VERIFIER + "struct thing { int new_name; };"
+NAMES = ("thing", "bpf_func_state", "bpf_verifier_state")
+
+
+def packed(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as made:
+        member = tarfile.TarInfo("x.btf")
+        member.size = len(data)
+        made.addfile(member, io.BytesIO(data))
+    path.write_bytes(lzma.compress(raw.getvalue()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def btfs():
+    made = {}
+    for name, text in (("old", OLD), ("new", NEW)):
+        elf = Elf(compile_target(text, *(f"struct {one}" for one in NAMES)))
+        made[name] = bytes(elf.content(elf.section(".BTF")))
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path, btfs):
+    """Seven kernels of two distributions and two architectures: the field is renamed with 5.10."""
+    releases = {"5.4.0": "old", "5.9.0": "old", "5.10.0": "new", "5.11.0": "new"}
+    for release, which in releases.items():
+        packed(tmp_path / "tree" / "alpha" / "1" / "x86_64" / f"{release}.btf.tar.xz", btfs[which])
+    packed(tmp_path / "tree" / "alpha" / "1" / "aarch64" / "5.11.0.btf.tar.xz", btfs["new"])
+    packed(tmp_path / "tree" / "beta" / "9" / "x86_64" / "4.18.0.btf.tar.xz", btfs["old"])
+    packed(tmp_path / "tree" / "beta" / "10" / "x86_64" / "6.1.0.btf.tar.xz", btfs["new"])
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def obj(tmp_path):
+    path = tmp_path / "thing.bpf.o"
+    path.write_bytes(compile_bpf(PROGRAM))
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, capsys):
+    """The command: (exit status, standard output, standard error)."""
+    monkeypatch.setenv("COREMATRIX_CACHE", str(tmp_path / "cache"))
+
+    def run(*words):
+        status = cli.main(["sweep", *map(str, words)])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+# -- the index
+
+
+def opened(tmp_path, data, **options):
+    write_index(data, tmp_path / "index", "x")
+    return IndexedBtf(tmp_path / "index", "x", **options)
+
+
+@pytest.mark.parametrize("prefix", ["<", ">"])
+def test_an_index_answers_as_the_btf_does(tmp_path, prefix):
+    builder = BtfBuilder(prefix)
+    integer = builder.int("int", 4)
+    wanted = [builder.struct("a", 4, ("x", integer, 0)), builder.struct("a___flavor", 8, ("y", integer, 32))]
+    builder.struct("b___c", 4, ("x", integer, 0))
+    proto = builder.add("", 13, integer)
+    function = builder.add("f", BTF_KIND_FUNC, proto)
+    data = builder.build()
+    full = Btf(data)
+    with opened(tmp_path, data) as indexed:
+        assert indexed.ids_by_essential_name("a") == full.ids_by_essential_name("a") == wanted
+        assert indexed.ids_by_essential_name("b") == full.ids_by_essential_name("b")
+        assert indexed.ids_by_essential_name("nothing") == []
+        assert indexed.find("a___flavor", BTF_KIND_STRUCT) == wanted[1]
+        assert indexed.find("f", BTF_KIND_FUNC) == function
+        assert indexed.find("a", BTF_KIND_FUNC) is None
+        assert indexed.has_functions
+        for id_ in range(full.count):
+            assert repr(indexed.type(id_)) == repr(full.type(id_))
+        assert indexed.members(indexed.type(wanted[1])) == [("y", integer, 32, 0)]
+        assert indexed.resolve_size(wanted[1]) == 8
+    with opened(tmp_path, data, all_kinds=True) as indexed:
+        assert indexed.ids_by_essential_name("f") == [function]
+
+
+def test_a_name_inside_of_another_is_found(tmp_path):
+    builder = BtfBuilder()
+    integer = builder.int("int", 4)
+    builder.struct("unsigned_thing", 4, ("x", integer, 0))
+    data = bytearray(builder.build())
+    full = Btf(bytes(data))
+    place = 24 + 16  # the struct's first word: its name's offset
+    offset = int.from_bytes(data[place : place + 4], "little") + len("unsigned_")
+    data[place : place + 4] = offset.to_bytes(4, "little")
+    assert full.find("unsigned_thing", BTF_KIND_STRUCT) == 2
+    with opened(tmp_path, bytes(data)) as indexed:
+        assert indexed.ids_by_essential_name("thing") == [2]
+        assert indexed.find("thing", BTF_KIND_STRUCT) == 2
+
+
+def test_damaged_btf_is_refused_and_no_index_is_taken_for_one(tmp_path):
+    builder = BtfBuilder()
+    builder.int("int", 4)
+    with pytest.raises(MalformedBtf):
+        write_index(builder.build()[:-3], tmp_path / "index", "x")
+    (tmp_path / "other").write_bytes(b"something else" * 9)
+    with pytest.raises(UsageError, match="not an index"):
+        IndexedBtf(tmp_path / "other", "x")
+    write_index(builder.build(), tmp_path / "index", "x")
+    (tmp_path / "index").write_bytes((tmp_path / "index").read_bytes()[:-1])
+    with pytest.raises(UsageError, match="cut off"):
+        IndexedBtf(tmp_path / "index", "x")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs /work/shared/btf")
+@pytest.mark.parametrize("derived", [None, 1, 2, 3])
+def test_real_kernels_relocate_the_same_with_and_without_an_index(tmp_path, derived):
+    """Every line of every relocation: candidates, reasons, values, also in BTF with members moved about."""
+    data = archive.read_btf(next(SHARED.glob("kylin/V10/aarch64/*52.22*")))
+    if derived is not None:
+        data = derive(data, derived, frozenset(("task_struct", "sock", "file")), others=0.05)
+    full, compared = Btf(data), 0
+    source = """
+struct task_struct { int pid; int tgid; long state; int corematrix_none; } PAI;
+struct sock { int sk_protocol; } PAI;
+struct file { void *f_op; } PAI;
+enum bpf_map_type { BPF_MAP_TYPE_HASH = 99, BPF_MAP_TYPE_RINGBUF = 98 };
+SEC("raw_tp/x") int prog(void *ctx)
+{
+    return field_info(((struct task_struct *)0)->pid, BYTE_OFF) + field_info(((struct task_struct *)0)->state, BYTE_OFF)
+        + field_info(((struct task_struct *)0)->corematrix_none, BYTE_OFF)
+        + field_info(((struct sock *)0)->sk_protocol, BYTE_SZ) + field_info(((struct file *)0)->f_op, BYTE_OFF);
+}
+"""
+    compiled = compile_bpf(source)
+    with opened(tmp_path, data) as indexed:
+        found = []
+        for target in (indexed, full):
+            run = relocate(BpfObject(compiled, "x"), Targets(target))
+            found.append([relo.as_dict() for relo in run.relos] + [str(run.error)])
+            compared += len(run.relos)
+        assert found[0] == found[1]
+    assert compared >= 8
+
+
+# -- archives
+
+
+def test_btf_comes_out_of_a_hub_archive_and_out_of_a_raw_file(tmp_path):
+    data = b"\x9f\xeb" + bytes(50_000)
+    assert archive.read_btf(packed(tmp_path / "x.btf.tar.xz", data)) == data
+    (tmp_path / "x.btf").write_bytes(data)
+    assert archive.read_btf(tmp_path / "x.btf") == data
+
+
+def test_a_small_archive_that_asks_for_very_much_is_refused_before_it_is_unpacked(tmp_path):
+    bomb = packed(tmp_path / "bomb.btf.tar.xz", bytes(64 << 20))
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(UsageError, match="more than 1 MB of BTF"):
+        archive.read_btf(bomb, limit=1 << 20)
+
+
+def test_padding_before_the_file_counts_too(tmp_path):
+    """An endless run of empty blocks is no file, and is not walked to its end."""
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(b"x" * (64 << 20)))
+    with pytest.raises(UsageError):
+        archive.read_btf(tmp_path / "x.tar.xz", limit=1 << 20)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 40])
+def test_cut_off_archives_are_told(tmp_path, keep):
+    whole = packed(tmp_path / "x.btf.tar.xz", bytes(range(256)) * 100).read_bytes()
+    (tmp_path / "x.btf.tar.xz").write_bytes(whole[: len(whole) * keep // 100])
+    with pytest.raises(UsageError, match=r"x\.btf\.tar\.xz"):
+        archive.read_btf(tmp_path / "x.btf.tar.xz")
+
+
+def test_an_archive_without_a_file_and_an_elf_without_btf(tmp_path):
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as made:
+        directory = tarfile.TarInfo("directory")
+        directory.type = tarfile.DIRTYPE
+        made.addfile(directory)
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(raw.getvalue()))
+    with pytest.raises(UsageError, match="no file in this archive"):
+        archive.read_btf(tmp_path / "x.tar.xz")
+    with pytest.raises(UsageError, match=r"without a \.BTF section"):
+        archive.read_btf(Path("/bin/true"))
+
+
+# -- targets
+
+
+def test_releases_are_ordered_as_people_count():
+    releases = ["5.10.0-8", "5.4.0-100", "5.4.0-99", "4.18.0-80.el8", "4.18.0-147.el8", "5.10.0-10"]
+    assert sorted(releases, key=natural) == [
+        "4.18.0-80.el8", "4.18.0-147.el8", "5.4.0-99", "5.4.0-100", "5.10.0-8", "5.10.0-10",
+    ]  # fmt: skip
+
+
+def test_a_tree_names_distribution_version_architecture_and_release(tree):
+    found = find_targets([tree])
+    assert [target.id for target in found] == [
+        "alpha/1/arm64/5.11.0", "alpha/1/x86_64/5.4.0", "alpha/1/x86_64/5.9.0", "alpha/1/x86_64/5.10.0",
+        "alpha/1/x86_64/5.11.0", "beta/9/x86_64/4.18.0", "beta/10/x86_64/6.1.0",
+    ]  # fmt: skip
+    assert find_targets([tree / "beta", tree / "beta" / "9"])[0].kernel_version == "4.18.0"
+    assert len(find_targets([tree / "beta", tree / "beta" / "9"])) == 2
+    with pytest.raises(UsageError, match="no such file"):
+        find_targets([tree / "gamma"])
+
+
+# -- classes and ranges
+
+
+def kernels(*releases, distro="d", arch="x86_64"):
+    return [
+        Target(id=f"{distro}/{release}", distro=distro, version="1", arch=arch, release=release, path=Path("x"))
+        for release in releases
+    ]
+
+
+def text(found):
+    return [(one.outcome, one.count, [f"{r.distro} {r.text}" for r in one.ranges]) for one in found]
+
+
+def test_equal_fates_are_one_class_and_lie_in_ranges():
+    targets = kernels("1.0", "2.0", "3.0", "4.0", "5.0") + kernels("7.0", "8.0", distro="e")
+    fates = dict.fromkeys(range(7), Fate("resolved", 8))
+    fates |= {0: Fate("poisoned", reason="r"), 1: Fate("poisoned", reason="r"), 5: Fate("poisoned", reason="r")}
+    assert text(classes(fates, targets)) == [
+        ("poisoned", 3, ["d before 3.0 (2)", "e 7.0"]),
+        ("resolved", 4, ["d from 3.0 (3)", "e 8.0"]),
+    ]
+
+
+def test_what_was_not_judged_leaves_no_hole_in_a_range():
+    targets = kernels("1.0", "2.0", "3.0")
+    fates = {0: Fate("resolved", 1), 2: Fate("resolved", 2)}
+    (only,) = classes(fates, targets)
+    assert (text([only]), only.distinct_values) == ([("resolved", 2, ["d all 2"])], 2)
+
+
+def test_a_check_is_told_apart_by_its_value_and_an_offset_is_not():
+    targets = kernels("1.0", "2.0", "3.0", "4.0")
+    checks = {number: Fate("resolved", number % 2, value_matters=True) for number in range(4)}
+    assert sorted(one.values for one in classes(checks, targets)) == [(0,), (1,)]
+    assert text(classes(checks, targets))[0][2] == ["d 1.0", "d 3.0"]
+
+
+def test_a_range_in_the_middle():
+    targets = kernels("1.0", "2.0", "3.0", "4.0")
+    fates = {number: Fate("poisoned" if number in (1, 2) else "resolved") for number in range(4)}
+    assert text(classes(fates, targets))[0] == ("poisoned", 2, ["d 2.0 to 3.0 (2)"])
+
+
+# -- the command
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_loads_where_and_why_not(sweep, tree, obj, jobs):
+    status, out, err = sweep(obj, "--btf", tree, "--format", "json", "--jobs", jobs)
+    assert (status, err) == (1, "")
+    found = json.loads(out)
+    (swept,) = found["objects"]
+    assert swept["btfs"] == 7
+    # Of two contents; processes at the same time may both make the same index.
+    assert found["indexed"] == 2 if jobs == 1 else 2 <= found["indexed"] <= 7
+    progs = {prog["name"]: prog["classes"] for prog in swept["progs"]}
+    assert [(one["outcome"], one["count"]) for one in progs["guarded"]] == [("loads", 7)]
+    refused, loads = progs["unguarded"]
+    assert (refused["outcome"], refused["count"], loads["count"]) == ("refused", 4, 3)
+    assert "thing.old_name" in refused["reason"]
+    assert [(one["distro"], one["arch"], one["text"]) for one in refused["ranges"]] == [
+        ("alpha", "arm64", "5.11.0"), ("alpha", "x86_64", "from 5.10.0 (2)"), ("beta", "x86_64", "6.1.0"),
+    ]  # fmt: skip
+    again = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", jobs)[1])
+    assert again["indexed"] == 0
+    assert again["objects"] == found["objects"]
+
+
+def test_poison_under_a_guard_is_predicted_dead_and_poison_without_one_live(sweep, tree, obj):
+    (swept,) = json.loads(sweep(obj, "--btf", tree, "--format", "json")[1])["objects"]
+    fates = {
+        (relo["prog"], relo["field"], relo["kind"]): {
+            (one["outcome"], one["liveness"], one["count"]) for one in relo["classes"]
+        }
+        for relo in swept["core_relos"]
+    }
+    new_name = fates["guarded", "thing___new.new_name", "byte_off"]
+    assert new_name == {("poisoned", "eliminated", 3), ("resolved", "live", 4)}
+    assert fates["guarded", "thing.old_name", "byte_off"] == {("poisoned", "eliminated", 4), ("resolved", "live", 3)}
+    assert fates["unguarded", "thing.old_name", "byte_off"] == {("poisoned", "live", 4), ("resolved", "live", 3)}
+    assert all(one["evidence"] == "predicted" for relo in swept["core_relos"] for one in relo["classes"])
+
+
+def test_the_text_says_it_in_one_line_a_finding(sweep, tree, obj):
+    _, out, _ = sweep(obj, "--btf", tree, "--quiet")
+    lines = out.splitlines()
+    where = "alpha arm64 5.11.0; alpha x86_64 from 5.10.0 (2); beta x86_64 6.1.0"
+    assert any(line.strip().startswith(f"refused on 4: {where}: poison") for line in lines)
+    assert any(line.strip().startswith("= 1, live on 4") for line in lines)
+    assert lines[-1].startswith("1 object against 7 BTFs of 2 distributions")
+
+
+def test_an_object_for_one_architecture_meets_no_other(sweep, tree, obj):
+    only = obj.rename(obj.with_name("thing.arm64.bpf.o"))
+    (swept,) = json.loads(sweep(only, "--btf", tree, "--format", "json")[1])["objects"]
+    assert (swept["arch"], swept["btfs"], swept["other_arch"]) == ("arm64", 1, 6)
+    status, out, _ = sweep(only, "--btf", tree / "beta", "--format", "json")
+    assert (status, json.loads(out)["objects"][0]["btfs"]) == (3, 0)
+
+
+def test_a_damaged_btf_is_a_line_of_its_own_and_the_others_are_judged(sweep, tree, obj):
+    (tree / "beta" / "9" / "x86_64" / "4.19.0.btf.tar.xz").write_bytes(b"no archive")
+    packed(tree / "beta" / "9" / "x86_64" / "4.20.0.btf.tar.xz", b"no BTF")
+    status, out, _ = sweep(obj, "--btf", tree)
+    assert status == 1
+    assert sum(line.startswith("not judged: beta/9/x86_64/4.") for line in out.splitlines()) == 2
+    assert "against 7 BTFs" in out
+
+
+def test_json_is_written_beside_the_text(sweep, tree, obj, tmp_path):
+    _, out, _ = sweep(obj, "--btf", tree, "--json", tmp_path / "sweep.json")
+    assert "refused" in out
+    assert json.loads((tmp_path / "sweep.json").read_text())["type"] == "sweep"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "nobody=1"], "no object here has a .rodata variable"),
+        (["--set", "x"], "expected VAR=VALUE"),
+        (["--rules", "newest"], "not a libbpf version"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(sweep, tree, obj, words, said):
+    status, _, err = sweep(obj, "--btf", tree, *words)
+    assert status == 2
+    assert said in err
+
+
+def test_kernels_that_nobody_has(sweep, obj):
+    status, _, err = sweep(obj, "--btf", "debian-0.1-*")
+    assert status == 3
+    assert "debian-0.1-*" in err
+    status, _, err = sweep(obj, "--btf", "debian-6.1-cloud-amd64")  # of the matrix, and not in this cache
+    assert status == 2
+    assert "corematrix kernels fetch" in err
