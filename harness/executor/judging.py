@@ -17,7 +17,7 @@ from harness import backends, judge, kernels
 from harness.apt.guest import fetch_guest
 from harness.apt.repository import AptOptions
 from harness.boot import GuestPackages
-from harness.errors import CorematrixError, InfrastructureError, Interrupted
+from harness.errors import CacheError, CorematrixError, InfrastructureError, Interrupted
 from harness.executor.attempts import Answer
 from harness.executor.local import STOPPED, GuestSession, Services
 from harness.guest import btf as guest_btf
@@ -36,6 +36,7 @@ from harness.rundir import RunDirectory, file_name, logs_of
 from harness.session import JudgeRequest, SessionOptions
 from harness.store import Store
 
+_CACHED = "cached-kernels"
 _NO_PACKAGES = GuestPackages(paths=(), provenance=())
 
 
@@ -91,6 +92,8 @@ class Judging:
 
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
         kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
+        with suppress(CacheError):
+            note_cached(self.store, kernel)
         if spec.backend not in backends.NEEDS_PACKAGES:
             return kernel
         with self._locks[spec.arch.name]:
@@ -123,6 +126,8 @@ class Judging:
             return self._with_console(judge.lost(begun, answer.lost), at)
         expectations = self.expectations.get(cell.object.name, NONE)
         result = judge.classify(answer.facts, begun, expectations, today=self.today, crashed=answer.crashed_progs)
+        if result.status is CellStatus.ERROR:  # no facts, whatever came: nothing else may be read from it
+            return result
         tails = list(answer.crashed_progs.values())
         result = replace(result, console_tail=tails[-1] if tails else result.console_tail)
         result = replace(result, prediction=self._prediction(cell, kernel, result, answer.facts))
@@ -180,6 +185,20 @@ class Judging:
             rerun=self.rerun(cell),
             **(session.provenance() if session else {}),
         )
+
+
+def note_cached(store: Store, kernel: Kernel) -> None:
+    """Remember that this cache has a kernel: a hint, for who hands out work."""
+    known = {"vmlinuz": kernel.vmlinuz_sha256}
+    if store.entry(_CACHED, kernel.spec.id) != known:
+        store.put_entry(_CACHED, kernel.spec.id, known)
+
+
+def cached_kernels(store: Store) -> set[str]:
+    """Ids of the kernels this cache is known to have."""
+    names = {path.stem for path in (store.root / "entries" / _CACHED).glob("*.json")}
+    noted = {name: store.entry(_CACHED, name) or {} for name in names}
+    return {name for name, entry in noted.items() if store.blob(str(entry.get("vmlinuz"))) is not None}
 
 
 def bytes_of(candidate: ObjectFile) -> bytes:

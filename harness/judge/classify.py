@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import CorematrixError, GuestLostError
 from harness.judge import expectations as promises
-from harness.judge import liveness
+from harness.judge import liveness, shape
 from harness.judge.explain import Case, errno_text, explain
 from harness.judge.stop import STATISTICS
 from harness.model.expectation import Expectations
@@ -50,6 +50,9 @@ def classify(
     if facts.get("facts") != FACTS_VERSION:
         reason = f"the guest's facts are of version {facts.get('facts')!r}, this program reads {FACTS_VERSION}"
         return replace(begun, status=CellStatus.ERROR, reason=reason)
+    problem = shape.problem(facts)
+    if problem is not None:
+        return replace(begun, status=CellStatus.ERROR, reason=f"the guest's facts are malformed: {problem}")
     rules = promises.rules_for(expectations, begun, today)
     progs = [_prog(facts, prog, (crashed or {}).get(prog["name"])) for prog in facts.get("progs") or ()]
     known = {prog.name for prog in progs}
@@ -210,7 +213,6 @@ def _relocation(index: int, line: Mapping[str, Any], final_insn: int | None) -> 
         "section",
         "insn",
         "kind",
-        "local_spec",
         "target_spec",
         "orig_value",
         "new_value",
@@ -223,6 +225,7 @@ def _relocation(index: int, line: Mapping[str, Any], final_insn: int | None) -> 
     return Relocation(
         **{name: line.get(name) for name in same},  # type: ignore[arg-type]
         index=index,
+        local_spec=line.get("local_spec") or "",  # null: a record that cannot be parsed
         outcome=Outcome(line["outcome"]),
         candidates=tuple(
             Candidate(name=item.get("name") or "", id=item.get("id"), why_not=item.get("why_not"))

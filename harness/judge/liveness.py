@@ -11,6 +11,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from harness.judge.flow import Flow, decode
@@ -21,7 +22,9 @@ from harness.model.verdict import Evidence, Liveness, Outcome
 
 POISON = 195896080  # 0xbad2310, what libbpf's bpf_core_poison_insn calls
 # The kernel prints "invalid func unknown#195896080" right below the instruction (print_bpf_insn begins that line).
-_POISON_STOP = re.compile(rf"^(\d+): \(85\) call unknown#{POISON}\b.*\ninvalid func unknown#{POISON}", re.MULTILINE)
+_POISON_STOP = re.compile(
+    rf"^([0-9]{{1,9}}): \(85\) call unknown#{POISON}\b.*\ninvalid func unknown#{POISON}", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +132,12 @@ class _Rejected:
         return replace(
             relo,
             liveness=Liveness.UNREACHED,
-            behind=self._last_stop(),
+            behind=self._last_stop,
             liveness_reason="the verifier stopped before it",
         )
 
     def _around_the_poison(self, relo: Relocation, insn: int) -> Relocation:
-        flow = self._flow()
-        distances = ((flow.after(at).get(insn), at) for at in self._poison)
+        distances = ((after.get(insn), at) for at, after in self._behind_poison)
         near = sorted((steps, at) for steps, at in distances if steps is not None)
         if not near:
             why = "no path reaches it, with or without the poison that stopped the verifier"
@@ -147,10 +149,14 @@ class _Rejected:
             liveness_reason="reached, if at all, only through a poisoned instruction",
         )
 
-    def _flow(self) -> Flow:
+    @cached_property
+    def _behind_poison(self) -> list[tuple[int, dict[int, int]]]:
+        """For each poisoned instruction that was jumped over: what control can reach past it, and how far off."""
         insns = decode(base64.b64decode(self._prog.get("insns") or ""))
-        return Flow(insns, [func["start"] for func in self._prog.get("funcs") or ()])
+        flow = Flow(insns, [func["start"] for func in self._prog.get("funcs") or ()])
+        return [(at, flow.after(at)) for at in self._poison]
 
+    @cached_property
     def _last_stop(self) -> Obstacle | None:
         stop = self._steps[-1].get("stop") if self._steps else None
         if stop is not None and stop.get("insn") is not None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from harness.model.result import Relocation, Source
 
 STATISTICS = ("processed ", "insns processed", "verification time", "stack depth", "peak_states")
-_INSN_LINE = re.compile(r"^(\d+): \([0-9a-f]{2}\)", re.MULTILINE)
+_INSN_LINE = re.compile(r"^([0-9]{1,9}): \([0-9a-f]{2}\)", re.MULTILINE)
 # verbose_linfo(): "; text", from 6.10 on (commit 4de59102bad2) with the place: "; text @ file.c:31".
-_SOURCE_LINE = re.compile(r"^; (?P<text>.*?)(?: @ (?P<file>[^:@]+):(?P<line>\d+))?$")
+_SOURCE_LINE = re.compile(r"^; (?P<text>.*?)(?: @ (?P<file>[^:@]+):(?P<line>[0-9]{1,9}))?$")
 _STATE = re.compile(r"^(?:\d+:|from \d+ to \d+|last_idx |regs=|parent |mark_precise|frame\d| R\d| ?func#\d)")
 
 
