@@ -4,7 +4,8 @@ file's name.
 veristat splits lines with strtok(",\n"): there is no quoting, an empty field would vanish, a line must be shorter
 than 4096 bytes. A name that holds a comma or a blank therefore gets an underscore. Both files of a comparison must
 have the same columns; veristat's own for these are `-e
-file,prog,verdict,duration,insns,states,peak_states,max_states_per_insn,stack`.
+file,prog,verdict,duration,insns,states,peak_states,max_states_per_insn`. The stack depth is not among them: veristat
+knows that column since 6.14, and an older one refuses a file that has it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from harness.model.result import CellResult, ProgResult, RunResult, VerifierStat
 from harness.model.verdict import Verdict
 
 COLUMNS = ("file_name", "prog_name", "verdict", "duration", "total_insns", "total_states", "peak_states",
-           "max_states_per_insn", "stack_depth")  # fmt: skip
-_FIGURES = ("verification_usec", "processed_insns", "total_states", "peak_states", "max_states_per_insn", "stack_depth")
+           "max_states_per_insn")  # fmt: skip
+_FIGURES = ("verification_usec", "processed_insns", "total_states", "peak_states", "max_states_per_insn")
 # A program refused before the verifier is a failure to veristat too (its load fails); one never judged is no row at
 # all.
 _VERDICTS = {Verdict.LOADED: "success", Verdict.REJECTED: "failure", Verdict.CRASHED: "failure"}
