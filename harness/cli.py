@@ -25,6 +25,8 @@ VERBS = {
     "inspect": "relocate an object against a BTF file: no guest, no root",
     "sweep": "relocate objects against the BTF of hundreds of kernels: no guest, no root",
     "kernels": "what the matrix holds, where it comes from, what is cached",
+    "exec": "run a command in a guest of a kernel, with files of yours",
+    "shell": "an interactive guest of a kernel, with the loader in it",
     "doctor": "what this machine can do, and the command that mends each lack",
     "diff": "what changed between two stored runs",
     "report": "a stored run in another format",

@@ -51,6 +51,15 @@ class Backend(Protocol):
     ) -> dict[str, Any]:
         """Facts (docs/facts.md). Raises GuestLostError; the session is of no use afterwards."""
 
+    def request(
+        self, message: dict[str, Any], *, blob: bytes = ..., seconds: float, wanted: str,
+        on_progress: Callable[[dict[str, Any]], None] = ...,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Any request of docs/facts.md and its answer of type `wanted`. Raises GuestLostError, as `judge`."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """A message that is not answered, for the request that another thread waits on. Raises ChannelClosedError."""
+
     def close(self) -> None:
         """End it and leave nothing behind."""
 

@@ -21,6 +21,7 @@ from harness.transport import Channel, ChannelClosedError, ChannelTimeoutError
 
 _MAX_BLOB = 32 << 20
 _JUDGE_SECONDS = 300.0
+_SEND_SECONDS = 5.0
 _TAIL = 4000
 
 
@@ -73,7 +74,7 @@ class ServedSession:
         started = time.monotonic()
         self._served: Served | None = start()
         try:
-            hello = self._ask({"op": "hello"}, seconds=hello_seconds, wanted="hello")
+            hello = self.request({"op": "hello"}, seconds=hello_seconds, wanted="hello")
             self._pid = hello["privileges"]["pid"]
             self._check(hello["privileges"], remedy)
         except BaseException:
@@ -92,6 +93,10 @@ class ServedSession:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    def tell(self, *, accelerator: str, qemu: str) -> None:
+        """What a backend knows besides, of a guest it has just booted."""
+        self.provenance = replace(self.provenance, accelerator=accelerator, qemu=qemu, start=Start.COLD)
+
     def judge(
         self, request: JudgeRequest, data: bytes, on_progress: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class ServedSession:
             message = f"{request.name}: {len(data)} bytes are more than an object may have ({_MAX_BLOB})"
             raise InfrastructureError(message)
         seconds = self._options.judge_seconds or _JUDGE_SECONDS
-        return self._ask(request.message(), blob=data, seconds=seconds, wanted="facts", on_progress=on_progress)
+        return self.request(request.message(), blob=data, seconds=seconds, wanted="facts", on_progress=on_progress)
 
     def close(self) -> None:
         """See `Backend`."""
@@ -114,14 +119,12 @@ class ServedSession:
             message = f"{self.kernel.spec.id}: bpf(2) says EPERM to uid {privileges['uid']} with {held}"
             raise InfrastructureError(message, remedy=remedy or "run as root, or with CAP_BPF and CAP_PERFMON")
 
-    def _ask(
+    def request(
         self, message: dict[str, Any], *, blob: bytes = b"", seconds: float, wanted: str,
         on_progress: Callable[[dict[str, Any]], None] = lambda _message: None,
     ) -> dict[str, Any]:  # fmt: skip
-        served = self._served
-        if served is None:
-            text = f"{self.kernel.spec.id}: the session is closed"
-            raise GuestLostError(text, status="error")
+        """See `Backend`."""
+        served = self._open()
         deadline = time.monotonic() + seconds
         nonce = os.urandom(16)
         with self._losses(served, message["op"], seconds):
@@ -137,6 +140,16 @@ class ServedSession:
                     return answer.message
                 else:
                     raise WireError(_unexpected(answer.message, wanted))
+
+    def send(self, message: dict[str, Any]) -> None:
+        """See `Backend`."""
+        self._open().channel.send(Frame(message, os.urandom(16)), time.monotonic() + _SEND_SECONDS)
+
+    def _open(self) -> Served:
+        if self._served is None:
+            text = f"{self.kernel.spec.id}: the session is closed"
+            raise GuestLostError(text, status="error")
+        return self._served
 
     @contextmanager
     def _losses(self, served: Served, operation: str, seconds: float) -> Iterator[None]:

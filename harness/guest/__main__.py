@@ -59,7 +59,7 @@ def _survey(btf_path: str, kconfig_path: str) -> Any:
 
 def as_command(words: list[str]) -> int:
     """`judge OBJECT [--loader python|libbpf] [--btf FILE] [--kconfig FILE]`: facts as JSON on standard output.
-    `serve [--btf FILE] [--kconfig FILE]`: frames on standard input and output.
+    `serve [--btf FILE] [--kconfig FILE] [--port NAME]`: frames on standard input and output, or on a virtio port.
     """
     import argparse
 
@@ -72,11 +72,12 @@ def as_command(words: list[str]) -> int:
     parser.add_argument("--loader", choices=["python", "libbpf"], default="python")
     parser.add_argument("--btf")
     parser.add_argument("--kconfig")
+    parser.add_argument("--port", help="serve: a virtio-serial port, by name")
     options = parser.parse_args(words)
     if options.verb == "serve":
         from .command import serve
 
-        serve(options.btf, options.kconfig)
+        serve(options.btf, options.kconfig, options.port)
         return 0
     if options.object is None:
         parser.error("judge: no OBJECT")

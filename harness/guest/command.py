@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from .port import Port
 from .server import Server
 from .syscall import Bpf
 
@@ -34,6 +35,11 @@ class Pipes:
         os.dup2(null, 0)
         os.close(null)
         os.dup2(2, 1)
+
+    @property
+    def descriptor(self) -> int:
+        """See `Port`."""
+        return self._in
 
     def read(self) -> bytes:
         """The next bytes. Raises HungUp at the end."""
@@ -71,9 +77,27 @@ class CommandServer(Server):
         return answer
 
 
-def serve(btf_path: str | None, kconfig_path: str | None) -> None:
-    """Answer until the host hangs up or says `poweroff`."""
+class OneHost(Port):
+    """A virtio port whose host does not come back: a guest of somebody else's is never saved."""
+
+    __slots__ = ()
+
+    def _await_host(self) -> None:
+        raise HungUp
+
+
+def serve(btf_path: str | None, kconfig_path: str | None, port: str | None = None) -> None:
+    """Answer until the host hangs up or says `poweroff`: on the virtio port named `port`, or on our own streams."""
     try:
-        CommandServer(Pipes(), btf_path, kconfig_path).serve()
+        CommandServer(Pipes() if port is None else _virtio(port), btf_path, kconfig_path).serve()
     except (HungUp, BrokenPipeError):
         return
+
+
+def _virtio(name: str) -> Port:
+    from .init import virtio_port
+
+    node = virtio_port(name)
+    if node is None:
+        raise OSError("no virtio-serial port named %r" % name)
+    return OneHost.virtio(node)

@@ -85,7 +85,7 @@ def open_port() -> Port:
 
     options = arguments()
     wanted = options.get("port", DEFAULT_PORT)
-    node = _virtio_port(wanted)
+    node = virtio_port(wanted)
     if node is not None:
         return Port.virtio(node)
     if "tty" in options:
@@ -93,7 +93,7 @@ def open_port() -> Port:
     raise OSError("no virtio-serial port named %r, and no corematrix.tty= given" % wanted)
 
 
-def _virtio_port(wanted: str) -> str | None:
+def virtio_port(wanted: str) -> str | None:
     """The node of the port named `wanted`. The driver learns its ports and their names from the host after it is
     loaded: the kernel's uevents say when to look again.
     """

@@ -49,6 +49,11 @@ class Port:
         termios.tcsetattr(descriptor, termios.TCSANOW, [0, 0, control, 0, speed, speed, characters])
         return cls(descriptor, "tty", False)
 
+    @property
+    def descriptor(self) -> int:
+        """For poll(2), while the host is there."""
+        return self._descriptor
+
     def read(self) -> bytes:
         """The next bytes from the host, waiting for it to come (back) if need be."""
         while True:

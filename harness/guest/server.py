@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .port import Port
 
 
+# Meant for the command of an `exec` that has ended meanwhile.
+_FOR_A_COMMAND = ("input", "signal")
+
+
 class PowerOff(Exception):
     """The host asked the guest to end."""
 
@@ -26,10 +30,12 @@ class Server:
     def __init__(self, port: Port, machine: Any) -> None:
         self._port = port
         self._machine = machine
+        self._decoder = Decoder()
         self._operations: dict[str, Callable[[Frame], dict[str, Any]]] = {
             "hello": self._hello,
             "warm": self._warm,
             "judge": self._judge,
+            "exec": self._exec,
             "poweroff": self._power_off,
         }
 
@@ -45,12 +51,13 @@ class Server:
             return
 
     def _requests(self) -> Iterator[Frame]:
-        decoder = Decoder()
+        decoder = self._decoder
         while True:
             decoder.feed(self._port.read())
             frame = decoder.take()
             while frame is not None:
-                yield frame
+                if frame.message.get("op") not in _FOR_A_COMMAND:
+                    yield frame
                 frame = decoder.take()
 
     def _answer(self, frame: Frame) -> dict[str, Any]:
@@ -87,6 +94,14 @@ class Server:
         from .judge import judge
 
         return judge(self._machine, frame.blob, frame.message, lambda message: self._send(frame, message))
+
+    def _exec(self, frame: Frame) -> dict[str, Any]:
+        from .execute import Execution, repl
+
+        def send(message: dict[str, Any]) -> None:
+            self._send(frame, message)
+
+        return Execution(frame, self._port, self._decoder, send, lambda: repl(self._machine)).run()
 
     def _power_off(self, _frame: Frame) -> dict[str, Any]:
         raise PowerOff

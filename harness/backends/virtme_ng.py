@@ -1,0 +1,186 @@
+"""Backend `virtme-ng`: the kernel booted by vng over this machine's own root file system, read-only.
+
+For people who already live in virtme-ng: what is installed here is what the guest sees. vng has no deadline of its
+own; ours cover it, and its whole process group dies with the session. Frames travel on a virtio-serial port of ours, a
+Unix socket that QEMU connects to, so vng's own console and script streams stay evidence.
+
+The kernel must have 9p, as Debian's generic ones do and its cloud ones do not.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from harness import kernels, payload, proc
+from harness.backends.served import ServedSession
+from harness.errors import GuestLostError, InfrastructureError
+from harness.guest.init import DEFAULT_PORT
+from harness.model.kernel import Kernel
+from harness.session import SessionOptions
+from harness.transport.stream import StreamChannel
+from harness.vm import accelerator, qemu
+
+# What the guest needs before it has a root: 9p over virtio. overlay: vng lays one over /etc.
+_MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_console", "overlay", "unix")
+_CPUS = 2  # as boot.CPUS: the verifier bounds bpf_get_smp_processor_id() by it
+# A boot under emulation takes 25 to 45 seconds on an idle machine.
+_HELLO_SECONDS = 300.0
+_REMEDY = "pip install virtme-ng; apt install kmod busybox-static"
+_MOST_SAID = 1 << 16
+
+
+class VirtmeGuest:
+    """A `served.Served` in a guest of vng's."""
+
+    def __init__(self, kernel: Kernel, options: SessionOptions, *, kvm: bool, deadline: float) -> None:
+        """Start it and wait at most `deadline` seconds for QEMU to call. Raises InfrastructureError, GuestLostError."""
+        self._said = b""
+        self._files = ExitStack()
+        try:
+            root = self._files.enter_context(options.store.scratch())
+            self._errors = self._files.enter_context(_temporary())
+            vmlinuz = _lay_out(kernel, options, root)
+            command = _serve_command(kernel, dict(options.sources), root)
+            listener = self._files.enter_context(_listener())
+            words = _vng(vmlinuz, kernel, listener.getsockname(), kvm, command)
+            quiet, said = self._files.enter_context(_open_pipe()), self._errors.fileno()
+            self._process = proc.spawn(words, stdin=quiet, stdout=said, stderr=said, env=_path(), remedy=_REMEDY)
+            self._files.callback(self._process.kill, grace=0.5)
+            self.channel = StreamChannel(self._accepted(listener, kernel, deadline))
+        except BaseException:
+            self._files.close()
+            raise
+
+    def said(self) -> str:
+        """See `Served`."""
+        said = self._said if self._errors.closed else self._tail()
+        return said.decode("utf-8", "replace")
+
+    def end(self, pid: int | None) -> None:  # noqa: ARG002 - the guest is killed with all that runs in it
+        """See `Served`."""
+        self.channel.close()
+        self._process.kill(grace=0.5)
+        if not self._errors.closed:
+            self._said = self._tail()
+        self._files.close()
+
+    def _accepted(self, listener: socket.socket, kernel: Kernel, deadline: float) -> socket.socket:
+        """The connection QEMU makes when it starts; GuestLostError when vng ends or dawdles instead."""
+        listener.settimeout(0.5)
+        waited = 0.0
+        while waited < deadline and self._process.poll() is None:
+            with suppress(TimeoutError):
+                return listener.accept()[0]
+            waited += 0.5
+        self._process.kill(grace=0.5)
+        said = self._tail().decode("utf-8", "replace").strip()
+        message = f"{kernel.spec.id}: vng started no QEMU: {said.splitlines()[-1] if said else 'it said nothing'}"
+        raise GuestLostError(message, status="error", console_tail=said)
+
+    def _tail(self) -> bytes:
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), _MOST_SAID, max(0, size - _MOST_SAID))
+
+
+def open_session(kernel: Kernel, options: SessionOptions) -> ServedSession:
+    """Boot `kernel` with vng. Raises InfrastructureError, GuestLostError; see `ServedSession`."""
+    if os.geteuid() != 0:
+        message = f"{kernel.spec.id}: virtme-ng shares this machine's files, and you are not root"
+        raise InfrastructureError(message, remedy="run as root, or leave `backend` out")
+    arch = kernel.spec.arch
+    version = qemu.version(qemu.binary(arch))
+    known: str | None = options.accelerator
+    if known is None:
+        known = accelerator.choose(arch, version, options.store, lambda: _try_kvm(kernel, options)).name
+    session = _open(kernel, options, kvm=known == accelerator.KVM, seconds=_HELLO_SECONDS)
+    session.tell(accelerator=known, qemu=version)
+    return session
+
+
+def _open(kernel: Kernel, options: SessionOptions, *, kvm: bool, seconds: float) -> ServedSession:
+    return ServedSession(
+        kernel, options, lambda: VirtmeGuest(kernel, options, kvm=kvm, deadline=seconds), hello_seconds=seconds
+    )
+
+
+def _try_kvm(kernel: Kernel, options: SessionOptions) -> None:
+    _open(kernel, options, kvm=True, seconds=accelerator.PROBE_SECONDS).close()
+
+
+def _vng(vmlinuz: Path, kernel: Kernel, address: str, kvm: bool, command: list[str]) -> list[str]:
+    vng = shutil.which("vng", path=_path()["PATH"]) or "vng"
+    devices = (
+        f"-chardev socket,id=corematrix,path={address} -device virtio-serial-pci,id=corematrix"
+        f" -device virtserialport,bus=corematrix.0,name={DEFAULT_PORT},chardev=corematrix"
+    )
+    options = ["--disable-microvm", "--force-9p", "--cpus", str(_CPUS), "--memory", f"{kernel.spec.memory_mb + 256}M"]
+    options += [] if kvm else ["--disable-kvm"]
+    options += [f"--append={word}" for word in kernel.spec.kernel_args]
+    return [vng, "--run", str(vmlinuz), "--verbose", *options, f"--qemu-opts={devices}", "--", shlex.join(command)]
+
+
+def _path() -> dict[str, str]:
+    """With where this Python's own commands are: vng looks for its other half there."""
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+
+
+def _lay_out(kernel: Kernel, options: SessionOptions, root: Path) -> Path:
+    """boot/ and lib/modules/RELEASE/ below `root`, as vng looks for them; the vmlinuz."""
+    assert kernel.vmlinuz is not None
+    found = kernels.kernel_modules(kernel, _MODULES, options.store, options.on_event)
+    modules = root / "lib" / "modules" / kernel.release
+    (modules / "kernel").mkdir(parents=True)
+    for path in found.paths:
+        (modules / "kernel" / path.name).symlink_to(path)
+    for name in ("modules.order", "modules.builtin"):
+        (modules / name).touch()
+    proc.run(["depmod", "-b", root, kernel.release], remedy="apt install kmod")
+    vmlinuz = root / "boot" / f"vmlinuz-{kernel.release}"
+    vmlinuz.parent.mkdir()
+    shutil.copyfile(kernel.vmlinuz, vmlinuz)
+    return vmlinuz
+
+
+def _serve_command(kernel: Kernel, sources: dict[str, bytes], root: Path) -> list[str]:
+    bundle = payload.build(sources)
+    path = root / f"{bundle.sha256}.zip"
+    path.write_bytes(bundle.data)
+    words = [os.path.realpath(sys.executable), "-I", "-S", str(path), "serve", "--port", DEFAULT_PORT]
+    if kernel.btf is not None and kernel.btf_external:
+        words += ["--btf", str(kernel.btf)]
+    return [*words, *(["--kconfig", str(kernel.config)] if kernel.config else [])]
+
+
+@contextmanager
+def _listener() -> Iterator[socket.socket]:
+    """A listening Unix socket in a private directory of a short name (unix(7): 107 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="corematrix-") as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/port")
+        listener.listen(1)
+        yield listener
+
+
+@contextmanager
+def _temporary() -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        yield file
+
+
+@contextmanager
+def _open_pipe() -> Iterator[int]:
+    """The reading end of a pipe nobody writes to and nobody closes: vng ends its guest at the end of its input."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
