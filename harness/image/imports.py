@@ -9,6 +9,7 @@ guest's code against the result.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Set
 
 # What the interpreter imports at start with `-I -S`, or by name from C (Modules/_json.c, Python/traceback.c). Frozen
@@ -24,6 +25,13 @@ _CUT = frozenset({
     ("zipimport", "importlib.readers"),
     ("ctypes", "ctypes._aix"),
 })  # fmt: skip
+
+# A line that starts a function or is an import (which may go on in parentheses).
+_STATEMENT = re.compile(
+    r"^(?P<indent>[ \t]*)(?:(?P<def>(?:async[ ]+)?def[ ])|(?P<import>from[ ]+[\w.]+[ ]+import[ ]+"
+    r"(?:\([^)]*\)|(?:[\w., *]|\\\n)+)|import[ ]+(?:[\w., ]|\\\n)+)|(?=[^\s#)\]}]))",
+    re.MULTILINE,
+)
 
 
 def module_name(path: str) -> str | None:
@@ -75,12 +83,32 @@ def _imported(module: str, text: bytes, is_package: bool, *, lazy: bool = True) 
     functions.
     """
     package = module if is_package else module.rpartition(".")[0]
-    for node in _run_time(ast.parse(text), lazy=lazy):
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # the library of a Python newer than ours: f-strings have nested quotes since 3.12 (PEP 701)
+        tree = ast.parse(_import_lines(text.decode("utf-8", "replace")))
+    for node in _run_time(tree, lazy=lazy):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(package, node)
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _import_lines(text: str) -> str:
+    """The import statements that are outside functions, one a line, for what this Python cannot parse. Too many do no
+    harm: what does not exist is passed over, what does is carried along.
+    """
+    found = []
+    function: int | None = None  # how deep the function is indented that we are in
+    for match in _STATEMENT.finditer(text):
+        depth = len(match["indent"])
+        if function is not None and depth > function:
+            continue
+        function = depth if match["def"] else None
+        if match["import"]:
+            found.append(match["import"])
+    return "\n".join(found)
 
 
 def _absolute(package: str, node: ast.ImportFrom) -> str:

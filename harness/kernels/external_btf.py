@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from harness.apt import deb
 from harness.errors import UsageError
 from harness.kernels import btf_check, identify, vmlinux
 from harness.kernels.btf_check import Finding
+from harness.kernels.decompress import DecompressError, decompress
 from harness.kernels.path_source import fetched
 from harness.model.kernel import Kernel
 from harness.model.sources import BtfSource, DwarfBtf, FileBtf, RemoteBtf, TreeBtf
@@ -203,12 +203,12 @@ def _raw_btf(data: bytes, name: str) -> bytes:
 def _unpacked(data: bytes, name: str) -> bytes:
     """The one file in a .tar.xz."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(decompress(data))) as archive:
             members = [member for member in archive if member.isfile()]
             file = archive.extractfile(members[0]) if len(members) == 1 and members[0].size <= _MAX_BTF else None
             if file is not None:
                 return file.read()
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+    except (tarfile.TarError, DecompressError, EOFError, OSError) as error:
         message = f"{name}: not a readable archive: {error}"
         raise UsageError(message, remedy=_REMEDY) from error
     message = f"{name}: expected an archive of one BTF file, found {len(members)}"

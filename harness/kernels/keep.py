@@ -96,7 +96,7 @@ def _store(store: Store, name: str, found: Found) -> Kept:
 
 
 def check_arch(kernel: bytes, vmlinuz: bytes, arch: Architecture, name: str) -> None:
-    """UsageError when an unwrapped `kernel` or the file it came in is for another architecture: QEMU would only hang."""
+    """UsageError when a `kernel` (or the file it came in) is for another architecture: QEMU would only hang."""
     order: Any = arch.byteorder
     if kernel.startswith(b"\x7fELF"):
         fits = int.from_bytes(kernel[_EM_OFFSET : _EM_OFFSET + 2], order) == arch.elf_machine

@@ -35,7 +35,7 @@ def provide(
     spec: KernelSpec,
     source: PathSource | UrlSource,
     store: Store,
-    lock: Lock | None,  # noqa: ARG001 - nothing to pin: the hash is what the kernel is known by
+    lock: Lock | None,  # noqa: ARG001 - nothing to pin
     on_event: OnEvent,
     *,
     options: AptOptions = _DEFAULT,  # noqa: ARG001 - for repositories
@@ -43,7 +43,7 @@ def provide(
     """The kernel of a row, in the cache when this returns. Raises UsageError, FetchError, CacheError."""
     files = _files(source, store, on_event)
     parts = {name: _digest(path) for name, path in _named(files)}
-    kept = keep.kept(store, keep.key(spec.arch, parts, _listing(files.modules)), lambda: found(spec, files))
+    kept = keep.kept(store, keep.key(spec.arch, spec.arch.name, parts, _listing(files.modules)), lambda: found(spec, files))
     return kept.kernel(spec, {"kind": source.kind, **_provenance(source), "sha256": kept.facts["vmlinuz"]})
 
 

@@ -31,7 +31,7 @@ class VmlinuxError(UsageError):
 
 
 def unwrap(data: bytes, name: str = "vmlinuz") -> bytes:
-    """The innermost kernel: an ELF vmlinux (x86, ppc64, ...) or a raw one (arm64, riscv, s390x). Raises VmlinuxError."""
+    """The innermost kernel: ELF (x86, ppc64, ...) or raw (arm64, riscv, s390x). Raises VmlinuxError."""
     if _is_s390(data):
         return data if _BANNER in data else _searched(data, name, lambda inner: _BANNER in inner)
     for _ in range(_MAX_DEPTH):
