@@ -43,7 +43,8 @@ def provide(
     """The kernel of a row, in the cache when this returns. Raises UsageError, FetchError, CacheError."""
     files = _files(source, store, on_event)
     parts = {name: _digest(path) for name, path in _named(files)}
-    kept = keep.kept(store, keep.key(spec.arch, spec.arch.name, parts, _listing(files.modules)), lambda: found(spec, files))
+    name = keep.key(spec.arch, spec.arch.name, parts, _listing(files.modules))
+    kept = keep.kept(store, name, lambda: found(spec, files))
     return kept.kernel(spec, {"kind": source.kind, **_provenance(source), "sha256": kept.facts["vmlinuz"]})
 
 

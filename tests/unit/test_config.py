@@ -148,3 +148,84 @@ def test_the_built_in_matrix_holds_what_was_promised() -> None:
     kernels = config.load_matrix(config.builtin_matrix()).kernels
     assert [kernel.id for kernel in kernels if "gate" in kernel.tags] == GATE
     assert sum("full" in kernel.tags for kernel in kernels) == 26
+
+
+def elsewhere(**keys: Any) -> dict[str, Any]:
+    """GOOD with a third kernel that has these keys in place of `suites` and `package`."""
+    data = copy.deepcopy(GOOD)
+    data["kernels"].append({"id": "own", "arch": "x86_64", "variant": "own", **keys})
+    return data
+
+
+PATH = {"kind": "path", "vmlinuz": "old/vmlinuz"}
+HASH = "0123456789abcdef" * 4
+
+
+def test_kernels_of_files_urls_and_trees() -> None:
+    def source(value: dict[str, Any]) -> Any:
+        return config.matrix_from(elsewhere(source=value), "/etc/cm/kernels.yaml").kernels[-1].source
+
+    files = source({**PATH, "config": "/boot/config", "modules": "../lib"})
+    assert files.kind == "path"
+    assert (files.vmlinuz, files.config) == (Path("/etc/cm/old/vmlinuz"), Path("/boot/config"))
+    assert files.modules == Path("/etc/cm/../lib")
+    assert source({"kind": "path", "packages": "a.deb"}).packages == (Path("/etc/cm/a.deb"),)
+    remote = source({"kind": "url", "vmlinuz": {"url": "https://x/vmlinuz", "sha256": HASH.upper()}})
+    assert (remote.vmlinuz.url, remote.vmlinuz.sha256) == ("https://x/vmlinuz", HASH)
+    tree = source({"kind": "tree", "tree": "linux", "config": "defconfig", "fragments": ["ikconfig", "./x.config"]})
+    assert (tree.tree, tree.config) == (Path("/etc/cm/linux"), "defconfig")
+    assert [path.name for path in tree.fragments] == ["ikconfig.config", "x.config"]
+    assert tree.fragments[0].is_file()
+    assert source({"kind": "tree", "tree": "linux", "config": "my/config-6.1"}).config == Path("/etc/cm/my/config-6.1")
+
+
+def test_btf_from_elsewhere() -> None:
+    def btf(value: Any) -> Any:
+        return config.matrix_from(elsewhere(source=PATH, btf=value), "/etc/cm/kernels.yaml").kernels[-1].btf
+
+    assert btf("x.btf").file == btf({"file": "x.btf"}).file == Path("/etc/cm/x.btf")
+    assert btf({"dwarf": "/v"}).dwarf == Path("/v")
+    hub = btf({"tree": "hub", "distro": "ubuntu", "version": "18.04"})
+    assert (hub.tree, hub.distro, hub.version) == (Path("/etc/cm/hub"), "ubuntu", "18.04")
+    assert btf({"url": "https://x/y.btf", "sha256": HASH}).remote.sha256 == HASH
+    assert config.matrix_from(GOOD, "k").kernels[0].btf is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"source": {"kind": "flopy"}}, "source.kind: 'flopy' is not known here"),
+        ({"source": {"vmlinuz": "x"}}, "kernels[2].source: `kind` is required"),
+        ({"source": PATH, "suites": ["bookworm"]}, "kernels[2].suites: does not go with `source`"),
+        ({"source": {"kind": "path"}}, "source: either `vmlinuz` or `packages` is needed"),
+        ({"source": {"kind": "path", "packages": ["a"], "config": "c"}}, "source.config: comes out of `packages`"),
+        ({"source": {**PATH, "moduls": "x"}}, "source.moduls: unknown key\n  remedy: did you mean 'modules'?"),
+        ({"source": {"kind": "url", "vmlinuz": "https://x"}}, "source.vmlinuz: expected a mapping"),
+        ({"source": {"kind": "url", "vmlinuz": {"url": "ftp://x", "sha256": HASH}}}, "vmlinuz.url: 'ftp://x' is none"),
+        ({"source": {"kind": "url", "vmlinuz": {"url": "http://x", "sha256": "12"}}}, "sha256: not a SHA-256"),
+        ({"source": {"kind": "url", "vmlinuz": {"url": "http://x"}}}, "vmlinuz.sha256: this key is required"),
+        ({"source": {"kind": "tree", "tree": "x"}}, "source.config: this key is required"),
+        (
+            {"source": {"kind": "tree", "tree": "x", "config": "defconfig", "fragments": ["ikconfg"]}},
+            "fragments[0]: 'ikconfg' is not known here\n  remedy: did you mean 'ikconfig'?",
+        ),
+        ({"source": PATH, "btf": {}}, "btf: exactly one of file, tree, dwarf, url is needed"),
+        ({"source": PATH, "btf": {"file": "a", "dwarf": "b"}}, "btf: exactly one of"),
+        ({"source": PATH, "btf": {"file": "a", "distro": "b"}}, "btf.distro: does not go with `file`"),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_named(keys: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.matrix_from(elsewhere(**keys), "kernels.yaml")
+    assert complaint in str(caught.value)
+
+
+def test_an_architecture_may_have_packages_of_its_own() -> None:
+    other = {"riscv64": {"suites": ["trixie"], "packages": ["libc6", "python3.13-minimal"]}}
+    data = changed("guest", {**GOOD["guest"], "arches": other})
+    guest = config.matrix_from(data, "k").guest
+    assert guest.for_arch("riscv64").packages == ("libc6", "python3.13-minimal")
+    assert guest.for_arch("riscv64").suites == ("trixie",)
+    assert guest.for_arch("x86_64").packages == ("libc6",)
+    with pytest.raises(ConfigError, match="'risc' is not known here"):
+        config.matrix_from(changed("guest", {**GOOD["guest"], "arches": {"risc": other["riscv64"]}}), "k")
