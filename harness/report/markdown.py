@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
 from harness.report import ledger
+from harness.report.audit import TITLES, audit
 from harness.report.kernels import common_words, describe
 from harness.report.untrusted import code, line, markdown, markup
 from harness.report.view import LEGEND, TROUBLE, Mark, Program, View, mark
@@ -28,9 +29,27 @@ def render(run: RunResult) -> str:
     parts += [_refused(cell) for cell in run.cells if cell.status is CellStatus.FAILED and not cell.progs]
     parts += [_trouble(cell) for cell in run.cells if cell.status in TROUBLE]
     parts += [_program(view, p) for p in view.all_programs() if p.has_guards and not p.needs_words]
+    parts += _audit(run)
     if run.notes:
         parts.append("**Notes**\n\n" + "\n".join(f"- {markdown(note)}" for note in run.notes))
     return _within_limit(parts)
+
+
+def _audit(run: RunResult) -> list[str]:
+    """What the guard audit remarks, folded, gravest first."""
+    remarks = audit(run)
+    if not remarks:
+        return []
+    lines = [f"<details><summary>Guard audit: {len(remarks)} remarks</summary>", ""]
+    for topic, title in TITLES.items():
+        of_topic = [remark for remark in remarks if remark.topic is topic]
+        lines += [f"- **{title}**"] if of_topic else []
+        for remark in of_topic:
+            place = f"{remark.source.file.rpartition('/')[2]}:{remark.source.line}" if remark.source else ""
+            where = markdown(f"{remark.subject}/{remark.prog} {place}".rstrip())
+            on = markdown(describe(remark.kernels, remark.judged))
+            lines.append(f"  - {where} {code(remark.field)} {remark.kind} on {on}: {markdown(remark.text)}")
+    return ["\n".join([*lines, "", "</details>"])]
 
 
 def _within_limit(parts: list[str]) -> str:

@@ -101,3 +101,10 @@ def test_the_text_names_line_field_and_kernels():
     assert "tool/prog  x.bpf.c:31  a.b (field_exists)" in text
     assert "every kernel: always 1: the code for 0 was never verified" in text
     assert "nothing to remark" in render("audit", run_of(cell(OLD, [relo(0)])))
+
+
+def test_markdown_folds_the_audit_in():
+    text = render("markdown", run_of(cell(OLD, [guard(0, "a.b", 1, line=31)])))
+    assert "<details><summary>Guard audit: 1 remarks</summary>" in text
+    assert "tool/prog x.bpf.c:31 <code>a.b</code> field_exists on debian-5.10-cloud-amd64: always 1" in text
+    assert "Guard audit" not in render("markdown", run_of(cell(OLD, [relo(0)])))
