@@ -326,7 +326,9 @@ class _Flow:
         for cell in self._dispatcher.stranded():
             if self._dispatcher.drop(cell):
                 message = f"none of {workers} workers can boot {cell.kernel.arch.name} guests of this size"
-                remedy = f"install {cell.kernel.arch.qemu_package} on a worker" if workers else "start workers"
+                remedy = f"install {cell.kernel.arch.qemu_package} on a worker"
+                if not workers:
+                    message, remedy = "no worker is left, or none has come", "start workers, of this same version"
                 yield self._give_up(cell, InfrastructureError(message, remedy=f"{remedy}; see docs/cluster.md"))
 
     def _give_up_all(self, why: str) -> Iterable[CellResult]:

@@ -23,7 +23,7 @@ from harness import __version__
 from harness.boot import GuestPackages
 from harness.errors import CorematrixError, Interrupted
 from harness.executor.attempts import ask_until_answered
-from harness.executor.judging import Judging
+from harness.executor.judging import Judging, cached_kernels, note_cached
 from harness.executor.local import STOPPED, Guest
 from harness.executor.plan import available_memory_mb
 from harness.model.arch import ARCHITECTURES
@@ -44,7 +44,6 @@ _IDLE_RUN_SECONDS = 600.0
 _WATCH_SECONDS = 2.0
 # Sources whose files this worker can get by itself. Others name files of the submitter's machine.
 _REACHABLE = frozenset({"apt", "url"})
-_CACHED = "cluster-kernels"
 _SHIPPED = "shipped-kernel"
 
 
@@ -105,7 +104,7 @@ def announce() -> dict[str, Any]:
             "version": __version__, "code": code(), "python": platform.python_version(), "host": platform.node(),
             "arches": _emulators(), "kvm": os.access("/dev/kvm", os.R_OK | os.W_OK),
             "memory_mb": available_memory_mb() * 3 // 4,
-            "kernels": sorted(path.stem for path in (store.root / "entries" / _CACHED).glob("*.json")),
+            "kernels": sorted(cached_kernels(store)),
             "cache": str(store.root),
         }  # fmt: skip
 
@@ -270,7 +269,7 @@ class _Run:
 
     def _know(self, spec: KernelSpec, kernel: Kernel) -> Kernel:
         self._kernels[spec.id] = kernel
-        self.store.put_entry(_CACHED, spec.id, {"vmlinuz": kernel.vmlinuz_sha256})
+        note_cached(self.store, kernel)
         return kernel
 
     def adopt(self, shipment: Shipment) -> None:

@@ -1,0 +1,109 @@
+"""A Dask scheduler and workers as processes of their own, each with its own cache; none outlives the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Parts of a cache that workers begin with: kernels and packages, never saved guests (gigabytes, and theirs to make).
+_PARTS = ("blobs", "entries", "trees/kernel", "trees/modules")
+
+
+class Cluster:
+    """`directory` holds caches and logs, `source` the `harness` that workers run. A context manager."""
+
+    def __init__(self, directory: Path, source: Path = ROOT) -> None:
+        self.directory = directory
+        self._source = source
+        self.address = ""
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.killed: set[str] = set()
+        self._variable = "COREMATRIX_TEST_MARK"
+        self._mark = str(uuid.uuid4())
+
+    def __enter__(self) -> Cluster:
+        file = self.directory / "scheduler.json"
+        self._start("scheduler", "scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard")
+        self.until(file.is_file, "the scheduler did not start")
+        self.address = json.loads(file.read_text())["address"]
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        for pid in self.marked():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    def worker(
+        self, name: str, *, cache: Path | None = None, threads: int = 1, preload: str | None = None, **env: str
+    ) -> None:
+        """Start a worker; its cache holds what `cache` does, by hard links where that can be."""
+        own = self.directory / f"cache-{name}"
+        if cache is not None:
+            link(cache, own)
+        self._start(
+            name, "worker", self.address, "--name", name, "--nthreads", str(threads), "--no-nanny", "--no-dashboard",
+            "--memory-limit", "0", "--death-timeout", "60", "--local-directory", str(self.directory / "dask"),
+            *(["--preload", preload] if preload else []), COREMATRIX_CACHE=str(own), **env,
+        )  # fmt: skip
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        self.killed.add(name)
+        self.processes[name].send_signal(number)
+        self.processes[name].wait()
+
+    def log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text(errors="replace")
+
+    def marked(self, comm: str = "") -> list[int]:
+        """Processes that descend from these workers and whose command's name begins with `comm`."""
+        numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+        return [pid for pid in numbers if self._is_ours(pid, comm)]
+
+    def until(self, condition: Callable[[], object], complaint: str, seconds: float = 60.0) -> None:
+        """Until `condition` holds: nothing tells of another process's files and children but looking."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, complaint
+            time.sleep(0.05)
+
+    def _start(self, name: str, *words: str, **env: str) -> None:
+        with (self.directory / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+                cwd=self.directory, stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": f"{self._source}:{ROOT}", self._variable: self._mark, **env},
+            )  # fmt: skip
+
+    def _is_ours(self, pid: int, comm: str) -> bool:
+        with suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ours = f"{self._variable}={self._mark}".encode() in environment
+            return ours and Path(f"/proc/{pid}/comm").read_text().startswith(comm)
+        return False
+
+
+def link(cache: Path, own: Path) -> None:
+    """A cache of its own with what another holds."""
+    for part in _PARTS:
+        if (cache / part).is_dir():
+            shutil.copytree(cache / part, own / part, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
