@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
@@ -72,7 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERNAL_ERROR
 
 
+def _speak_any_text() -> None:
+    """What the output's encoding cannot express (`LC_ALL=C`, latin-1) is spelled out instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _dispatch(arguments: Sequence[str]) -> int:
+    _speak_any_text()
     verb = next((word for word in arguments if not word.startswith("-")), None)
     # Only the chosen verb is imported: `inspect` must not wait for what `run` needs.
     module = _module(verb) if verb in VERBS else None

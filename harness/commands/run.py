@@ -244,13 +244,19 @@ def _store_and_show(
 ) -> None:
     """The report on the screen comes first: a full disk must not cost the user what was found out."""
     text = report.render("json", result)
-    show(result, options.json, stdout, changes)
+    unseen: OSError | None = None
+    try:
+        show(result, options.json, stdout, changes)
+    except OSError as error:  # a full disk behind it, or a reader that went away
+        unseen = error
     stored = directory.write("run.json", text)
     readable = directory.write("report.txt", report.render("text", result, width=120))
     if changes is not None:
         directory.write("changes.json", report.render_diff("json", changes))
     if options.json and options.json != "-":
         write_whole(Path(options.json), text)
+    if unseen is not None:
+        raise unseen
     if options.json != "-":
         stdout.write(f"\nJSON: {stored}\ntext: {readable}\n")
 

@@ -131,7 +131,10 @@ class Judging:
         tails = list(answer.crashed_progs.values())
         result = replace(result, console_tail=tails[-1] if tails else result.console_tail)
         result = replace(result, prediction=self._prediction(cell, kernel, result, answer.facts))
-        return self.directory.keep_logs(result, logs_of(answer.facts))
+        try:
+            return self.directory.keep_logs(result, logs_of(answer.facts))
+        except InfrastructureError as error:  # a full disk: the verdict matters more
+            return replace(result, notes=(*result.notes, f"its verifier logs are lost: {error.message}"))
 
     def _prediction(
         self, cell: Cell, kernel: Kernel, result: CellResult, facts: dict[str, Any]
@@ -152,7 +155,8 @@ class Judging:
 
     def _with_console(self, result: CellResult, at: str) -> CellResult:
         if result.console_tail:
-            self.directory.write(f"consoles/{file_name(result.id)}.log", result.console_tail)
+            with suppress(InfrastructureError):  # the tail is in the result as well
+                self.directory.write(f"consoles/{file_name(result.id)}.log", result.console_tail)
         return replace(result, reason=f"{result.reason}{at}")
 
     def _give_up(self, cell: Cell, kernel: Kernel | None, error: BaseException) -> CellResult:
