@@ -84,6 +84,7 @@ class JudgeRequest:
     progs: tuple[str, ...] | None = None
     skip_progs: tuple[str, ...] = ()
     evidence: bool = True
+    attach: bool = False
     rules: str | None = None
 
     def message(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class JudgeRequest:
         return {
             "op": "judge", "name": self.name, "loader": self.loader, "settings": dict(self.settings),
             "progs": None if self.progs is None else list(self.progs), "skip_progs": list(self.skip_progs),
-            "evidence": self.evidence, "rules": self.rules,
+            "evidence": self.evidence, "attach": self.attach, "rules": self.rules,
         }  # fmt: skip
 
 

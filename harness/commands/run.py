@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.commands import baseline, executors, resume, sharding
+from harness.commands import attaching, baseline, executors, resume, sharding
 from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.costs import Costs
@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
     add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
+    add("--attach", action="store_true", help="attach each loaded program where its section says, detach it, report")
+    add("--yes-on-this-machine", action="store_true", help="agree to --attach on backends local and ssh")
     add("--quiet", action="store_true", help="no progress, only the report")
     baseline.add_arguments(parser)
     sharding.add_arguments(parser)
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         judging = Judging(
             store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
+            attach=options.attach,
         )  # fmt: skip
         plan = Plan(
             cells=tuple(cell for cell in job.cells if not cell.not_applicable and str(cell.id) not in kept),
@@ -151,6 +154,7 @@ def _plan(options: argparse.Namespace) -> Job:
         globs=tuple(options.kernel), tag=options.tag if everywhere else DEFAULT_TAG, arch=options.arch
     )
     kernels = matrix.select_kernels(with_this_machine(loaded.kernels, options.kernel), selector)
+    attaching.check(kernels, options.attach, options.yes_on_this_machine)
     found = objects.find_objects(options.objects)
     matrix.group_by_name(found)
     objects.check_objects(found, {kernel.arch.byteorder for kernel in kernels})

@@ -43,7 +43,7 @@ _NO_PACKAGES = GuestPackages(paths=(), provenance=())
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
-    command that runs a cell again. Its services are used by many threads.
+    command that runs a cell again, `attach` also attaches what was loaded. Its services are used by many threads.
     """
 
     store: Store
@@ -55,6 +55,7 @@ class Judging:
     rerun: Callable[[Cell], str]
     timeout: float | None = None
     cold: bool = False
+    attach: bool = False
     apt: AptOptions = field(default_factory=AptOptions)
     _packages: dict[str, GuestPackages] = field(default_factory=dict)
     _models: dict[str, Model] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class Judging:
             on_event=on_event,
             on_console=lambda text: self._keep_console(kernel, text),
         )
-        return _OpenSession(backends.open_session(kernel, options))
+        return _OpenSession(backends.open_session(kernel, options), attach=self.attach)
 
     def _keep_console(self, kernel: Kernel, text: str) -> None:
         with suppress(InfrastructureError):  # a full disk: the verdicts matter more, and writing run.json says so
@@ -219,8 +220,9 @@ def bytes_of(candidate: ObjectFile) -> bytes:
 class _OpenSession:
     """A `Backend` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
 
-    def __init__(self, session: backends.Backend) -> None:
+    def __init__(self, session: backends.Backend, *, attach: bool) -> None:
         self._session = session
+        self._attach = attach
         self._boot_seconds = session.provenance.seconds
         self._load_seconds = 0.0
 
@@ -234,8 +236,9 @@ class _OpenSession:
     ) -> dict[str, Any]:
         started = time.monotonic()
         request = JudgeRequest(
-            name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs
-        )
+            name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs,
+            attach=self._attach,
+        )  # fmt: skip
         try:
             return self._session.judge(request, bytes_of(cell.object), on_progress)
         finally:

@@ -160,6 +160,11 @@ class Machine:
             return int(self._wrapper)
         return None
 
+    def syscall_prefix(self) -> str:
+        """What stands before a system call's name in its function here (libbpf's attach_ksyscall())."""
+        wrapped = self._virtual("LINUX_HAS_SYSCALL_WRAPPER")
+        return f"__{probe.SYSCALL_PREFIX[os.uname().machine]}_sys_" if wrapped else "__se_sys_"
+
     # -- facts
 
     def facts(self) -> dict[str, Any]:

@@ -332,7 +332,15 @@ class ObjectJudge:
         self._record(verdict, load, facts)
         if self._request.get("evidence", True) and facts["stage"] != "pre_verifier":
             self._collect(linked, load, verdict, facts)
+        if self._request.get("attach") and verdict.fd is not None:
+            facts["attach"] = self._attach(verdict.fd, facts)
         self._keep_or_close(prog, verdict)
+
+    def _attach(self, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
+        from .attach import Attempt, try_attach
+
+        self._progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
+        return try_attach(Attempt(self._machine.bpf, fd, facts, self._machine.syscall_prefix()))
 
     def _fold(self, linked: Linked, adaptations: list[dict[str, Any]]) -> None:
         """Read-only data as constants, where this kernel has no maps for it; libbpf would let the verifier refuse."""

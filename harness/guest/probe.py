@@ -212,8 +212,8 @@ def _uprobe_link_errno(bpf: Bpf, prog: int, pid: int) -> int:
 
 
 # perf_event_open's number and what libbpf's arch_specific_syscall_pfx() says, by `uname -m`.
-_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
-_SYSCALL_PREFIX = {"x86_64": "x64", "aarch64": "arm64", "riscv64": "riscv", "s390x": "s390x", "ppc64le": "powerpc"}
+PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
+SYSCALL_PREFIX = {"x86_64": "x64", "aarch64": "arm64", "riscv64": "riscv", "s390x": "s390x", "ppc64le": "powerpc"}
 
 
 def syscall_wrapper() -> bool:
@@ -223,8 +223,8 @@ def syscall_wrapper() -> bool:
     Asked only for LINUX_HAS_SYSCALL_WRAPPER, so it is no part of `survey`.
     """
     machine = os.uname().machine
-    name = f"__{_SYSCALL_PREFIX[machine]}_sys_bpf"
-    found = _kprobe_works(name, _PERF_EVENT_OPEN[machine])
+    name = f"__{SYSCALL_PREFIX[machine]}_sys_bpf"
+    found = _kprobe_works(name, PERF_EVENT_OPEN[machine])
     if found is not None:
         return found
     return _kprobe_event_works(name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import audit_format, ledger, table, untrusted
+from harness.report import attach, audit_format, ledger, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -31,6 +31,8 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose:
     broken = [program for program in view.all_programs() if program.is_broken]
     expected = [program for program in view.all_programs() if program.needs_words and not program.is_broken]
     lines = [*_summary(run, paint), "", *table.render(view, paint)]
+    attachable = list(attach.lines(view, paint))
+    lines += _section("Attaching", [attachable] if attachable else [], paint)
     lines += _section("Broken", [_program(view, program, paint) for program in broken], paint)
     lines += [*_refused_objects(view, paint), *_trouble(view, paint)]
     lines += _section("As expected", [_program(view, p, paint, brief=not verbose) for p in expected], paint)

@@ -1,0 +1,325 @@
+"""Whether a loaded program can be attached where its section says, and detached again: apart from the verdict.
+
+A program type may load and then not attach (kprobe.multi on 4.19: the attach type is not looked at before 5.18), a
+symbol or tracepoint may be gone, a tracepoint's argument list shorter than what the program reads. libbpf's
+bpf_program__attach() and the attach_fn of its section definitions say what is called for which section. What needs a
+binary, a device, a map or netlink is not attempted, and says so.
+
+The answer has the keys of `attach` in docs/facts.md: status, how, errno, error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from .attach_perf import TraceFsError, kprobe_event, software_event, tracepoint_event
+from .prog_types import ATTACH_TYPE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .syscall import Bpf
+
+(PROG_ATTACH, PROG_DETACH, RAW_TRACEPOINT_OPEN, LINK_CREATE) = (8, 9, 17, 28)
+_LOOPBACK = 1  # ifindex of lo in every network namespace
+_XDP_FLAGS_SKB_MODE = 1 << 1
+_NFPROTO_IPV4, _NF_INET_LOCAL_IN, _PRIORITY = 2, 1, -128
+_SO_REUSEPORT, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_EBPF = 15, 50, 52
+_MOST_SYMBOLS = 1000
+_EPERM, _ENOENT, _EACCES, _EINVAL, _E2BIG, _EOPNOTSUPP, _ENOTSUPP = 1, 2, 13, 22, 7, 95, 524
+
+
+class NotAttempted(Exception):
+    """Attaching would take something that is not here; the message says what."""
+
+
+class Gone(Exception):
+    """What it attaches to does not exist on this kernel; the message says so."""
+
+
+class Attempt:
+    """One program to be attached. `target` is the text after the section's "/", None without; `attach_type` a number.
+
+    `syscall_prefix` is what system call functions are called here (`__x64_sys_`).
+    """
+
+    __slots__ = ("attach_type", "bpf", "fd", "kind", "prog_type", "syscall_prefix", "target")
+
+    def __init__(self, bpf: Bpf, fd: int, facts: dict[str, Any], syscall_prefix: str) -> None:
+        section = facts["section"].removeprefix("?")
+        self.bpf = bpf
+        self.fd = fd
+        self.kind = section.partition("/")[0]
+        self.target = facts["attach_target"]
+        self.prog_type = facts["prog_type"]
+        self.attach_type = ATTACH_TYPE.get(facts["expected_attach_type"] or "", 0)
+        self.syscall_prefix = syscall_prefix
+
+    def wanted(self) -> str:
+        """The target; NotAttempted without one."""
+        if not self.target:
+            raise NotAttempted("the section names nothing to attach to; the program's own code does")
+        return str(self.target)
+
+
+def try_attach(attempt: Attempt) -> dict[str, Any]:
+    """Attach, detach, report."""
+    how, work = _method(attempt)
+    try:
+        detach = work(attempt)
+        detach()
+    except (NotAttempted, TraceFsError) as reason:
+        return {"status": "not_attempted", "how": how, "errno": None, "error": str(reason)}
+    except Gone as gone:
+        return {"status": "refused", "how": how, "errno": _ENOENT, "error": str(gone)}
+    except OSError as error:
+        number = error.errno or 0
+        return {"status": "refused", "how": how, "errno": number, "error": _explained(attempt, number, error)}
+    return {"status": "attached", "how": how, "errno": None, "error": None}
+
+
+def _method(attempt: Attempt) -> tuple[str, Callable[[Attempt], Callable[[], None]]]:
+    for key in (attempt.kind.partition(".s")[0] if attempt.kind.endswith(".s") else attempt.kind, attempt.prog_type):
+        if key in _METHODS:
+            return _METHODS[key]
+    return "none", _not_attempted("it is attached to a device, socket or program that the section does not name")
+
+
+def _not_attempted(why: str) -> Callable[[Attempt], Callable[[], None]]:
+    def refuse(_attempt: Attempt) -> Callable[[], None]:
+        raise NotAttempted(why)
+
+    return refuse
+
+
+def _closing(fd: int) -> Callable[[], None]:
+    return lambda: os.close(fd)
+
+
+# -- tracing
+
+
+def _kprobe(attempt: Attempt) -> Callable[[], None]:
+    return _probe(attempt, attempt.wanted())
+
+
+def _ksyscall(attempt: Attempt) -> Callable[[], None]:
+    return _probe(attempt, attempt.syscall_prefix + attempt.wanted())
+
+
+def _probe(attempt: Attempt, text: str) -> Callable[[], None]:
+    symbol, _, offset = text.partition("+")
+    if not offset and not is_symbol(symbol):
+        raise Gone("symbol gone: %s is not in /proc/kallsyms" % symbol)
+    number = int(offset, 0) if offset else 0
+    return kprobe_event(attempt.fd, symbol, number, attempt.kind.startswith("kret"))
+
+
+def is_symbol(name: str) -> bool:
+    """Whether the kernel or a module of it has a symbol of that name; True where symbols cannot be read."""
+    end = " " + name
+    try:
+        with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
+            return any(line.partition("\t")[0].rstrip().endswith(end) for line in file)
+    except OSError:
+        return True
+
+
+def _kprobe_multi(attempt: Attempt) -> Callable[[], None]:
+    names = _matching(attempt.wanted())
+    if not names:
+        raise Gone("symbol gone: no traceable function matches %s" % attempt.target)
+    texts = [ctypes.create_string_buffer(name.encode()) for name in names]
+    addresses = (ctypes.c_uint64 * len(texts))(*[ctypes.addressof(text) for text in texts])
+    returning = int(attempt.kind.startswith("kretprobe"))
+    attr = struct.pack(
+        "=IIIIIIQQQ", attempt.fd, 0, attempt.attach_type, 0, returning, len(texts), ctypes.addressof(addresses), 0, 0
+    )
+    return _closing(attempt.bpf.call(LINK_CREATE, attr))
+
+
+def _matching(pattern: str) -> list[str]:
+    """Traceable functions; without a list of them the name as it is."""
+    from fnmatch import fnmatchcase
+
+    try:
+        with open("/sys/kernel/tracing/available_filter_functions", encoding="ascii", errors="replace") as file:
+            names = (line.split()[0] for line in file if line.strip())
+            found = [name for name in names if fnmatchcase(name, pattern)]
+    except OSError:
+        return [pattern]
+    return list(dict.fromkeys(found))[:_MOST_SYMBOLS]
+
+
+def _tracepoint(attempt: Attempt) -> Callable[[], None]:
+    category, _, name = attempt.wanted().partition("/")
+    try:
+        return tracepoint_event(attempt.fd, category, name)
+    except FileNotFoundError:
+        raise Gone("tracepoint gone: %s/%s" % (category, name)) from None
+
+
+def _raw_tracepoint(attempt: Attempt) -> Callable[[], None]:
+    name = ctypes.create_string_buffer(attempt.wanted().encode())
+    attr = struct.pack("=QII", ctypes.addressof(name), attempt.fd, 0)
+    return _closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, attr))
+
+
+def _trampoline(attempt: Attempt) -> Callable[[], None]:
+    """tp_btf, fentry, fexit, fmod_ret, lsm: the target was given at load; no name here (5.5)."""
+    return _closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, attempt.fd, 0)))
+
+
+def _iterator(attempt: Attempt) -> Callable[[], None]:
+    if "map_elem" in (attempt.target or "") or "sk_storage" in (attempt.target or ""):
+        raise NotAttempted("this iterator goes over a map that its user chooses")
+    return _linked(attempt, 0)
+
+
+def _perf_event(attempt: Attempt) -> Callable[[], None]:
+    return software_event(attempt.fd)
+
+
+# -- networking, cgroups, sockets
+
+
+def _linked(attempt: Attempt, target: int, flags: int = 0, rest: bytes = b"") -> Callable[[], None]:
+    attr = struct.pack("=IIII", attempt.fd, target, attempt.attach_type, flags) + rest
+    return _closing(attempt.bpf.call(LINK_CREATE, attr))
+
+
+def _xdp(attempt: Attempt) -> Callable[[], None]:
+    if attempt.attach_type != ATTACH_TYPE["xdp"]:
+        raise NotAttempted("it belongs into an entry of a map (devmap, cpumap)")
+    return _linked(attempt, _LOOPBACK, _XDP_FLAGS_SKB_MODE)
+
+
+def _tcx(attempt: Attempt) -> Callable[[], None]:
+    if not attempt.attach_type:
+        raise NotAttempted("a classifier is attached through netlink, to a device and qdisc its user chooses")
+    return _linked(attempt, _LOOPBACK)
+
+
+def _netfilter(attempt: Attempt) -> Callable[[], None]:
+    return _linked(attempt, 0, 0, struct.pack("=IIiI", _NFPROTO_IPV4, _NF_INET_LOCAL_IN, _PRIORITY, 0))
+
+
+def _netns(attempt: Attempt) -> Callable[[], None]:
+    namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _linked(attempt, namespace)
+    finally:
+        os.close(namespace)
+
+
+def _cgroup(attempt: Attempt) -> Callable[[], None]:
+    """In a cgroup made for this, with no process in it."""
+    from .cgroups import empty_cgroup
+
+    try:
+        group, remove = empty_cgroup()
+    except OSError as error:
+        raise NotAttempted("no cgroup (v2) to attach to can be made: %s" % error.strerror) from None
+    attr = struct.pack("=IIIII", group, attempt.fd, attempt.attach_type, 0, 0)
+    try:
+        attempt.bpf.call(PROG_ATTACH, attr)
+    except OSError:
+        remove()
+        raise
+
+    def detach() -> None:
+        try:
+            attempt.bpf.call(PROG_DETACH, attr)
+        finally:
+            remove()
+
+    return detach
+
+
+def _socket(option: int) -> Callable[[Attempt], Callable[[], None]]:
+    def attach(attempt: Attempt) -> Callable[[], None]:
+        import _socket
+
+        opened = _socket.socket(_socket.AF_UNIX if option == _SO_ATTACH_BPF else _socket.AF_INET, _socket.SOCK_DGRAM)
+        try:
+            if option == _SO_ATTACH_REUSEPORT_EBPF:
+                opened.setsockopt(_socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+            opened.setsockopt(_socket.SOL_SOCKET, option, struct.pack("=i", attempt.fd))
+        except OSError:
+            opened.close()
+            raise
+        return opened.close
+
+    return attach
+
+
+_KPROBE = ("kprobe event (perf)", _kprobe)
+_TRAMPOLINE = ("BPF_RAW_TRACEPOINT_OPEN", _trampoline)
+_MULTI = ("BPF_LINK_CREATE, kprobe_multi", _kprobe_multi)
+_BINARY = ("uprobe", _not_attempted("it belongs into a binary that a guest does not have"))
+_MAP = ("map", _not_attempted("it is attached to a socket map that its user fills"))
+
+# The section's first part, else the program type.
+_METHODS: dict[str, tuple[str, Callable[[Attempt], Callable[[], None]]]] = {
+    "kprobe": _KPROBE, "kretprobe": _KPROBE,
+    "ksyscall": ("kprobe event (perf)", _ksyscall), "kretsyscall": ("kprobe event (perf)", _ksyscall),
+    "kprobe.multi": _MULTI, "kretprobe.multi": _MULTI, "kprobe.session": _MULTI,
+    "uprobe": _BINARY, "uretprobe": _BINARY, "usdt": _BINARY, "uprobe.multi": _BINARY, "uretprobe.multi": _BINARY,
+    "uprobe.session": _BINARY,
+    "tracepoint": ("tracepoint event (perf)", _tracepoint), "tp": ("tracepoint event (perf)", _tracepoint),
+    "raw_tracepoint": ("BPF_RAW_TRACEPOINT_OPEN", _raw_tracepoint),
+    "raw_tracepoint_writable": ("BPF_RAW_TRACEPOINT_OPEN", _raw_tracepoint),
+    "iter": ("BPF_LINK_CREATE", _iterator),
+    "tracing": _TRAMPOLINE,
+    "lsm_cgroup": ("BPF_PROG_ATTACH to a cgroup", _cgroup),
+    "lsm": _TRAMPOLINE,
+    "perf_event": ("software event (perf)", _perf_event),
+    "xdp": ("BPF_LINK_CREATE on lo", _xdp),
+    "netkit": ("netlink", _not_attempted("it belongs to a netkit device")),
+    "sched_cls": ("BPF_LINK_CREATE on lo", _tcx),
+    "sched_act": ("netlink", _not_attempted("an action is attached through netlink")),
+    "netfilter": ("BPF_LINK_CREATE, IPv4 local_in", _netfilter),
+    "sk_lookup": ("BPF_LINK_CREATE on a network namespace", _netns),
+    "flow_dissector": ("BPF_LINK_CREATE on a network namespace", _netns),
+    "socket_filter": ("SO_ATTACH_BPF", _socket(_SO_ATTACH_BPF)),
+    "sk_reuseport": ("SO_ATTACH_REUSEPORT_EBPF", _socket(_SO_ATTACH_REUSEPORT_EBPF)),
+    **dict.fromkeys(
+        ("cgroup_skb", "cgroup_sock", "cgroup_sock_addr", "cgroup_device", "cgroup_sysctl", "cgroup_sockopt",
+         "sock_ops"),
+        ("BPF_PROG_ATTACH to a cgroup", _cgroup),
+    ),
+    "sk_msg": _MAP, "sk_skb": _MAP,
+    "struct_ops": ("map", _not_attempted("struct_ops are registered as a whole: it could change what the kernel does")),
+    "syscall": ("none", _not_attempted("it is run by its user and attached to nothing")),
+    "ext": ("freplace", _not_attempted("it replaces a function of a program that runs")),
+}  # fmt: skip
+
+# errno -> what it means for a family of methods; the kernel functions that return it.
+_REASONS = (
+    ("raw_tracepoint", _ENOENT, "tracepoint gone: there is no {target}"),  # bpf_get_raw_tracepoint()
+    # __bpf_probe_register(), perf_event_set_bpf_prog()
+    ("raw_tracepoint", _EINVAL, "argument list changed: it reads more arguments than {target} has"),
+    ("tracepoint", _EACCES, "argument list changed: it reads past the end of {target}'s record"),
+    ("kprobe", _EINVAL, "{target} is there and cannot be probed (inlined, notrace or on the kprobe blacklist)"),
+    ("kprobe", _ENOENT, "symbol gone: {target}"),
+    ("multi", _EINVAL, "this kernel has no kprobe.multi links (5.18): the type loads and cannot be attached"),
+    ("multi", _EOPNOTSUPP, "this kernel is built without what kprobe.multi links need (CONFIG_FPROBE)"),
+    ("multi", _E2BIG, "this kernel has no kprobe.multi links (5.18): the type loads and cannot be attached"),
+    ("multi", _ENOENT, "symbol gone: {target}"),
+    ("sched_cls", _EINVAL, "this kernel has no tcx links (6.6): a classifier is attached through netlink there"),
+    ("xdp", _EINVAL, "this kernel has no XDP links (5.9): it is attached through netlink there"),
+    ("", _ENOTSUPP, "this kernel cannot do it (ENOTSUPP): no trampoline, or the function is not traceable"),
+    ("", _EPERM, "not permitted"),
+)  # fmt: skip
+
+
+def _explained(attempt: Attempt, number: int, error: OSError) -> str:
+    family = "multi" if attempt.kind.partition(".")[2].startswith(("multi", "session")) else attempt.prog_type
+    for name, errno, words in _REASONS:
+        if errno == number and name in ("", family):
+            return words.format(target=attempt.target)
+    return error.strerror or "errno %d" % number

@@ -1,0 +1,124 @@
+"""Perf events that programs are attached to: kprobes, tracepoints, a software event. Detaching is closing.
+
+Where perf_event_open(2) knows no kprobe PMU (before 4.17), the event is made through tracefs, as libbpf does it
+(perf_event_kprobe_open_legacy()).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from .probe import PERF_EVENT_OPEN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TYPE_SOFTWARE, _TYPE_TRACEPOINT, _COUNT_SW_CPU_CLOCK = 1, 2, 0
+_IOC_ENABLE, _IOC_DISABLE, _IOC_SET_BPF = 0x2400, 0x2401, 0x40042408  # <linux/perf_event.h>
+# The architectures whose _IOC() puts the direction elsewhere (powerpc: _IOC_WRITE is 4, and 3 bits wide).
+_IOC_OF = {"ppc64le": (0x20002400, 0x20002401, 0x80042408)}
+_ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
+_PMU = "/sys/bus/event_source/devices/kprobe/"
+_ROOTS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+
+
+class TraceFsError(Exception):
+    """No tracing file system is mounted."""
+
+
+def kprobe_event(prog: int, symbol: str, offset: int, returning: bool) -> Callable[[], None]:
+    """Attach `prog` (a descriptor) to a kernel function; what detaches it. Raises OSError."""
+    try:
+        with open(_PMU + "type", encoding="ascii") as file:
+            kind = int(file.read())
+    except OSError:
+        return _legacy_kprobe(prog, symbol, offset, returning)
+    name = ctypes.create_string_buffer(symbol.encode())
+    return _attached(prog, _open(kind, int(returning), ctypes.addressof(name), offset))
+
+
+def tracepoint_event(prog: int, category: str, name: str) -> Callable[[], None]:
+    """Attach to a tracepoint. Raises FileNotFoundError when there is none of that name, TraceFsError, OSError."""
+    return _attached(prog, _open(_TYPE_TRACEPOINT, _event_id(_root(), category, name)))
+
+
+def software_event(prog: int) -> Callable[[], None]:
+    """Attach to a CPU clock that ticks once in a million years."""
+    return _attached(prog, _open(_TYPE_SOFTWARE, _COUNT_SW_CPU_CLOCK, period=1 << 62))
+
+
+def _legacy_kprobe(prog: int, symbol: str, offset: int, returning: bool) -> Callable[[], None]:
+    root = _root()
+    event = "corematrix_%d" % os.getpid()
+    _append(root + "/kprobe_events", "%s:kprobes/%s %s+%d" % ("r" if returning else "p", event, symbol, offset))
+
+    def remove() -> None:
+        _append(root + "/kprobe_events", "-:kprobes/" + event)
+
+    try:
+        close = _attached(prog, _open(_TYPE_TRACEPOINT, _event_id(root, "kprobes", event)))
+    except OSError:
+        remove()
+        raise
+
+    def detach() -> None:
+        close()
+        remove()
+
+    return detach
+
+
+def _append(path: str, line: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def _root() -> str:
+    for root in _ROOTS:
+        if os.path.exists(root + "/events"):
+            return root
+    raise TraceFsError("there is no tracing file system: tracepoints and old kprobes cannot be looked up")
+
+
+def _event_id(root: str, category: str, name: str) -> int:
+    with open("%s/events/%s/%s/id" % (root, category, name), encoding="ascii") as file:
+        return int(file.read())
+
+
+def _open(kind: int, config: int, config1: int = 0, config2: int = 0, period: int = 0) -> int:
+    """perf_event_open(2) for any process on CPU 0."""
+    attr = bytearray(_ATTR_SIZE)
+    struct.pack_into("=IIQQ", attr, 0, kind, _ATTR_SIZE, config, period)
+    struct.pack_into("=QQ", attr, 56, config1, config2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    block = (ctypes.c_char * len(attr)).from_buffer(attr)
+    words = [ctypes.c_long(word) for word in (-1, 0, -1, 8)]  # PERF_FLAG_FD_CLOEXEC
+    fd = int(libc.syscall(ctypes.c_long(PERF_EVENT_OPEN[os.uname().machine]), block, *words))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd
+
+
+def _attached(prog: int, event: int) -> Callable[[], None]:
+    enable, disable, set_bpf = _IOC_OF.get(os.uname().machine, (_IOC_ENABLE, _IOC_DISABLE, _IOC_SET_BPF))
+    try:
+        fcntl.ioctl(event, set_bpf, prog)
+        fcntl.ioctl(event, enable, 0)
+    except OSError:
+        os.close(event)
+        raise
+
+    def detach() -> None:
+        fcntl.ioctl(event, disable, 0)
+        os.close(event)
+
+    return detach
