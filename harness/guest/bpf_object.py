@@ -18,7 +18,9 @@ SEC_PROGS, SEC_DATA, SEC_RODATA, SEC_BSS, SEC_MAPS, SEC_STRUCT_OPS, SEC_ARENA, S
     "progs", "data", "rodata", "bss", "maps", "struct_ops", "arena", "jumptables",
 )  # fmt: skip
 # name -> first libbpf that knows it; an older one skips it as unrecognized data
-_STRUCT_OPS_SECS = {".struct_ops": (0,), ".struct_ops.link": (1, 2), "?.struct_ops": (1, 4), "?.struct_ops.link": (1, 4)}
+_STRUCT_OPS_SECS: dict[str, tuple[int, ...]] = {
+    ".struct_ops": (0,), ".struct_ops.link": (1, 2), "?.struct_ops": (1, 4), "?.struct_ops.link": (1, 4),
+}  # fmt: skip
 _TEXT_IS_SUBPROGS = (1, 4)
 _MOST_CODE = 4  # times the file: functions and sections that lie over each other cost a copy each
 LICENSE_MAX = 63  # char license[64] in struct bpf_object
@@ -81,7 +83,11 @@ class BpfObject:
     """
 
     def __init__(
-        self, data: bytes, path: str = "object", byteorder: str | None = E.NATIVE_BYTEORDER, rules: tuple[int, ...] | None = None
+        self,
+        data: bytes,
+        path: str = "object",
+        byteorder: str | None = E.NATIVE_BYTEORDER,
+        rules: tuple[int, ...] | None = None,
     ) -> None:
         self.path = path
         self._rules = rules
@@ -103,7 +109,8 @@ class BpfObject:
             self._collect_section(section)
         self.progs.sort(key=lambda prog: (prog.sec_idx, prog.sec_insn_off))
         if len(self.progs) == 1 and not self.knows(_TEXT_IS_SUBPROGS):
-            self.progs[0].is_subprog = False  # the only program was an entry program even in .text (prog_is_subprog before 1.4)
+            # The only program was an entry program even in .text (prog_is_subprog before 1.4).
+            self.progs[0].is_subprog = False
         self._progs_of_sec: dict[int, list[Prog]] = {}
         for prog in self.progs:
             self._progs_of_sec.setdefault(prog.sec_idx, []).append(prog)

@@ -175,7 +175,7 @@ class StructOps:
         return id(prog) in self._errors or self._used.get(id(prog)) is False
 
     def attach(self, prog: Prog) -> Attach:
-        """What the program attaches to: the kernel's struct. One that is in no struct_ops map attaches to nothing: libbpf
+        """What the program attaches to: the kernel's struct. One in no struct_ops map attaches to nothing: libbpf
         asks the kernel all the same, and that refuses it.
         """
         found = self._attach.get(id(prog))
