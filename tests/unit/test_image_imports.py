@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+import pytest
 
 from harness import payload
 from harness.image import imports
@@ -44,6 +47,29 @@ def test_lazy_imports_count_in_our_code_and_not_in_the_library() -> None:
     }  # fmt: skip
     reached = imports.reachable(ours, library, {*library, "_c"})
     assert reached == {"lazy", "package", "package.module", "package.sibling", "_c"}
+
+
+def test_a_library_this_python_cannot_parse_is_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second source is ast, on this Python's own library: no import of it may be missed."""
+    texts, available = host_library()
+    parse = ast.parse
+
+    def newer(text: str | bytes) -> ast.AST:
+        if isinstance(text, bytes):
+            raise SyntaxError
+        return parse(text)
+
+    def imported(name: str) -> set[str]:
+        return set(imports._imported(name, texts[name], f"{name}.__init__" in available, lazy=False))
+
+    missed = {}
+    for name in sorted(texts)[::5]:
+        exact = imported(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(ast, "parse", newer)
+            missed[name] = exact - imported(name)
+    assert len(missed) > 50
+    assert {name: names for name, names in missed.items() if names} == {}
 
 
 def test_what_the_guests_code_really_loads_is_in_what_was_read() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harness import matrix
@@ -98,6 +100,19 @@ def test_exclude_leaves_cells_out() -> None:
 def test_two_objects_of_one_name_are_an_error(others: tuple[str | None, str | None]) -> None:
     with pytest.raises(UsageError, match="two objects are named 'x'"):
         matrix.group_by_name([object_file("x", arch=arch) for arch in others])
+
+
+def test_objects_of_both_byte_orders_stand_side_by_side() -> None:
+    mainframe = kernel_spec("debian-6.12-generic-s390x", arch="s390x")
+    little = object_file("a")
+    big = replace(object_file("a", arch="s390x"), byteorder="big")
+    cells = matrix.expand((*KERNELS[:1], mainframe), (little, big), {})
+    assert [cell.object for cell in cells] == [little, big]
+    assert [cell.not_applicable for cell in cells] == [None, None]
+    (lonely,) = matrix.expand((mainframe,), (little,), {})
+    assert lonely.not_applicable == "compiled for little-endian kernels only, not for s390x"
+    with pytest.raises(UsageError, match="two objects"):
+        matrix.expand((mainframe,), (big, replace(object_file("a"), byteorder="big")), {})
 
 
 def test_only_takes_identities_with_brackets_as_they_are() -> None:
