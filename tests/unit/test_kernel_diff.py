@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from harness.guest.btf import Btf, load
 from harness.guest.core_relo import Targets, relocate
 from harness.report import flavor_code, kernel_diff_format
 from harness.report.kernel_diff import compare, history
-from harness.report.successor import successor
+from harness.report.successor import find_field, successor
 from tests.support.clang import compile_bpf, compile_target
 from tests.support.facts import begun, evidence, facts, guard, judged, poisoned, prog, relo, run_of
 
@@ -174,3 +175,35 @@ def test_how_many_runs_are_wanted(arguments: list[str], tmp_path: Path) -> None:
     diff_command.add_arguments(parser)
     with pytest.raises(UsageError, match="wanted"):
         diff_command.run(parser.parse_args(arguments), io.StringIO(), io.StringIO())
+
+
+# Renames of the kernel's history between 4.19 and today, by their commits.
+HISTORY = [
+    ("task_struct", "real_start_time", "start_boottime"),  # 5.5, cf25e24db61c
+    ("mm_struct", "mmap_sem", "mmap_lock"),  # 5.8, da1c55f1b272
+    ("task_struct", "state", "__state"),  # 5.14, 2f064a59a11f
+    ("kernfs_node", "parent", "__parent"),  # 6.15, 633488947ef6
+    ("task_struct", "addr_limit", None),  # gone for good
+    ("request", "rq_disk", None),  # gone in 5.17: the disk is found through its queue
+]
+
+
+@pytest.fixture(scope="module")
+def btf_4_19(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Btf:
+    archive = next(shared.glob("btf/bclinux/21.10U3/x86_64/4.19.90-*.btf.tar.xz"), None)
+    if archive is None:
+        pytest.skip(f"no BTF of 4.19 below {shared}/btf")
+    directory = tmp_path_factory.mktemp("btf")
+    with tarfile.open(archive) as tar:
+        tar.extractall(directory, filter="data")
+    return load(str(next(directory.glob("*.btf"))))
+
+
+@pytest.mark.parametrize(("root", "path", "found"), HISTORY)
+def test_renames_of_the_kernels_history(btf_4_19: Btf, root: str, path: str, found: str | None) -> None:
+    here = Path("/sys/kernel/btf/vmlinux")
+    today = load(str(here)) if here.exists() else None
+    if today is None or find_field(today, "kernfs_node", ["__parent"]) is None:
+        pytest.skip("this kernel has no BTF, or is older than 6.15")
+    suggestion = successor(btf_4_19, today, root, [path])
+    assert (suggestion.found if suggestion else None) == ((found,) if found else None)
