@@ -190,11 +190,9 @@ class _Flow:
         return ()
 
     def _context(self, slots: int) -> Context:
-        judging = self._judging
         return Context(
-            run=self._run, guest=judging.guest, lock=judging.lock, expectations=judging.expectations,
-            today=judging.today, timeout=judging.timeout, cold=judging.cold, isolate=self._plan.isolate,
-            retries=self._plan.retries, slots=slots,
+            run=self._run, judging=self._judging.portable(), isolate=self._plan.isolate, retries=self._plan.retries,
+            slots=slots,
         )  # fmt: skip
 
     # --- cells

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,8 @@ from harness.executor.local import STOPPED, Guest
 from harness.executor.plan import available_memory_mb
 from harness.model.arch import ARCHITECTURES
 from harness.model.cell import Cell
-from harness.model.expectation import Expectations
 from harness.model.kernel import Kernel, KernelSpec
-from harness.model.lock import Lock
 from harness.model.result import CellResult
-from harness.model.sources import GuestPackages as WantedPackages
 from harness.rundir import RunDirectory
 from harness.store import Store
 from harness.vm import qemu
@@ -49,15 +45,10 @@ _SHIPPED = "shipped-kernel"
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all cells of a run share, as sent to every worker once."""
+    """What all cells of a run share, as sent to every worker once; `judging` is `Judging.portable()`."""
 
     run: str
-    guest: WantedPackages
-    lock: Lock | None
-    expectations: Mapping[str, Expectations]
-    today: date
-    timeout: float | None
-    cold: bool
+    judging: Mapping[str, Any]
     isolate: bool
     retries: int
     slots: int
@@ -183,10 +174,8 @@ class _Run:
         self.store = Store.default()
         self._directory = tempfile.TemporaryDirectory(prefix="corematrix-")
         self._judging = Judging(
-            store=self.store, guest=context.guest, lock=context.lock, expectations=context.expectations,
-            directory=RunDirectory(Path(self._directory.name)), today=context.today, rerun=str,
-            timeout=context.timeout, cold=context.cold,
-        )  # fmt: skip
+            store=self.store, directory=RunDirectory(Path(self._directory.name)), rerun=str, **context.judging
+        )
         self._services = self._judging.services()
         self._kernels: dict[str, Kernel] = {}
         self._idle: list[_Idle] = []

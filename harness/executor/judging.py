@@ -9,7 +9,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from typing import Any
 
@@ -57,9 +57,10 @@ class Judging:
     cold: bool = False
     attach: bool = False
     apt: AptOptions = field(default_factory=AptOptions)
-    _packages: dict[str, GuestPackages] = field(default_factory=dict)
-    _models: dict[str, Model] = field(default_factory=dict)
-    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _packages: dict[str, GuestPackages] = field(default_factory=dict, repr=False)
+    _noted: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
+    _models: dict[str, Model] = field(default_factory=dict, repr=False)
+    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock), repr=False)
 
     def services(self) -> Services:
         """What `LocalExecutor` runs on."""
@@ -77,7 +78,13 @@ class Judging:
 
     def guest_packages(self) -> dict[str, list[dict[str, Any]]]:
         """What the guests of each architecture were made of, so far."""
-        return {arch: list(packages.provenance) for arch, packages in sorted(self._packages.items())}
+        own = {arch: packages.provenance for arch, packages in self._packages.items()}
+        return {arch: list(provenance) for arch, provenance in sorted({**self._noted, **own}.items())}
+
+    def portable(self) -> dict[str, Any]:
+        """The arguments that make the same judging on another machine, but for where it keeps things there."""
+        own = {"store", "directory", "rerun"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in own and item.repr}
 
     def provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> tuple[Kernel, GuestPackages | None]:
         """A kernel and the packages of its guests, None where it needs none; both in the cache. CorematrixError."""
@@ -89,7 +96,7 @@ class Judging:
 
     def note_packages(self, arch: str, provenance: tuple[dict[str, Any], ...]) -> None:
         """What the guests of an architecture were made of, where another machine had them."""
-        self.adopt_packages(arch, GuestPackages(paths=(), provenance=provenance))
+        self._noted[arch] = provenance
 
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
         kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
