@@ -24,49 +24,6 @@ PROGRAMS = ROOT / "programs" / "build"
 KERNELS = ("debian-6.1-cloud-amd64", "debian-5.10-cloud-amd64")
 OBJECTS = ("task_state.bpf.o", "sizes.bpf.o", "user_read.bpf.o")
 
-# `corematrix run` whose guests are none: each cell asked for is a line of `asked`, and the process kills itself at the
-# $AT-th step of writing results (each write and each rename is one).
-CHILD = """
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-from harness import cli, judge
-from harness.executor.judging import Judging
-from harness.executor.local import Services
-from tests.support import cells as make
-from tests.support.facts import facts, prog, evidence, judged
-
-asked, at, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
-
-class Fake:
-    def ask(self, cell, **request):
-        with asked.open("a") as file:
-            file.write(f"{cell.id}\\n")
-        return facts([prog("p", log="processed 3 insns", evidence=evidence([[0, 32]]))])
-    def close(self):
-        pass
-
-def services(self):
-    return Services(
-        provide=lambda spec, say: make.kernel(spec), open_session=lambda kernel, say: Fake(),
-        conclude=self._conclude, give_up=self._give_up)
-Judging.services = services
-
-def step(function):
-    def stepped(self, *arguments, **others):
-        global steps
-        steps += 1
-        if steps == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(self, *arguments, **others)
-    return stepped
-Path.replace, Path.write_text = step(Path.replace), step(Path.write_text)
-status = cli.main(sys.argv[3:])
-print("steps", steps, file=sys.stderr)
-sys.exit(status)
-"""
-
-
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
     directory = tmp_path / "objects"
@@ -81,8 +38,8 @@ def objects(tmp_path: Path) -> Path:
 def run(tmp_path: Path, objects: Path, *more: str, at: int = 0) -> subprocess.CompletedProcess[str]:
     kernels = [word for kernel in KERNELS for word in ("-k", kernel)]
     command = [
-        sys.executable, "-c", CHILD, str(tmp_path / "asked"), str(at), "run", str(objects), *kernels, "--quiet",
-        "--jobs", "1", "--output", str(tmp_path / "runs"), *more,
+        sys.executable, "-m", "tests.support.fake_run", str(tmp_path / "asked"), str(at), "run", str(objects), *kernels,
+        "--quiet", "--jobs", "1", "--output", str(tmp_path / "runs"), *more,
     ]  # fmt: skip
     environment = {**os.environ, "COREMATRIX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
