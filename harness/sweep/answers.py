@@ -176,9 +176,10 @@ class Subject:
         target, a kernel function or variable the object needs. What only vmlinux was searched for says so.
         """
         found: dict[str, str] = {}
+        enums = {name: _enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
         for prog in self.obj.entry_progs:
             calls = reached[prog.name].helpers if prog.name in reached else frozenset()
-            why = unknown_type(prog, btf) or unknown_helper(calls, btf)
+            why = unknown_type(prog, enums) or unknown_helper(calls, enums)
             target = attach_target(prog) if has_functions and why is None else None
             if target is not None and btf.find(*target) is None:
                 why = f"no {target[0]} to attach to in vmlinux (a module may have it)"
@@ -313,25 +314,26 @@ def attach_target(prog: Prog) -> tuple[str, int] | None:
     return prefix + definition.target, B.KIND_NAMES.index(kind)
 
 
-def unknown_type(prog: Prog, btf: B.Btf) -> str | None:
+Enums = Mapping[str, Mapping[str, int]]
+
+
+def unknown_type(prog: Prog, enums: Enums) -> str | None:
     """The program or attach type that a kernel does not have in its enums; None when it has both, or has no enums."""
     definition = parse_section(prog.section)
     if definition is None:
         return f"libbpf knows no section {prog.section!r}"
-    types = _enumerators(btf, "bpf_prog_type")
+    types, attach = enums["bpf_prog_type"], enums["bpf_attach_type"]
     if types and definition.type >= types.get("__MAX_BPF_PROG_TYPE", max(types.values()) + 1):
         return f"this kernel has no programs of type {definition.type_name}"
-    attach = _enumerators(btf, "bpf_attach_type")
     needed = definition.attach and not definition.flags & EXP_ATTACH_OPT
     if attach and needed and definition.attach >= attach.get("__MAX_BPF_ATTACH_TYPE", definition.attach + 1):
         return f"this kernel has no attach type {definition.attach_name}"
     return None
 
 
-def unknown_helper(calls: Iterable[int], btf: B.Btf) -> str | None:
+def unknown_helper(calls: Iterable[int], enums: Enums) -> str | None:
     """The helpers among `calls` that a kernel does not have; None when it has all, or does not say."""
-    known = _enumerators(btf, "bpf_func_id")
-    limit = known.get("__BPF_FUNC_MAX_ID")
+    limit = enums["bpf_func_id"].get("__BPF_FUNC_MAX_ID")
     if limit is None:
         return None
     missing = sorted(number for number in calls if OLD_HELPER.get(number, number) >= limit)

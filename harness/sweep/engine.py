@@ -6,9 +6,11 @@ became of each relocation; the answers are small. The parent only puts them toge
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +32,8 @@ from harness.sweep.index import FORMAT, IndexedBtf, write_index
 from harness.sweep.targets import Target
 
 _CHUNK = 4  # BTFs a process takes at a time
-_KIND = "btf-index"
+_KIND, _DIGESTS = "btf-index", "btf-digest"
+_SETTLED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,7 @@ class _Worker:
 
     def _index(self, target: Target) -> tuple[Path, bool]:
         """The index file in the cache, made when it is not there."""
-        key = f"{target.digest or digest_of(target.path)}-{FORMAT}"
+        key = f"{target.digest or self._digest(target.path)}-{FORMAT}"
         tree = self._store.tree(_KIND, key)
         made = tree is None
         if tree is None:
@@ -191,6 +194,25 @@ class _Worker:
                 del data
                 tree = self._store.put_tree(_KIND, key, {"index": self._store.put_file(directory / "index")})
         return tree / "index", made
+
+
+    def _digest(self, path: Path) -> str:
+        """SHA-256 of a file; remembered for as long as the file is the same by size, times and inode. A file written
+        just now is not believed: another write may leave all of them as they are.
+        """
+        try:
+            found = path.stat()
+        except OSError:
+            return digest_of(path)  # it says why
+        name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+        seen = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        entry = self._store.entry(_DIGESTS, name)
+        if entry is not None and entry.get("seen") == seen:
+            return str(entry["sha256"])
+        digest = digest_of(path)
+        if time.time() - found.st_mtime > _SETTLED_SECONDS:
+            self._store.put_entry(_DIGESTS, name, {"seen": seen, "sha256": digest})
+        return digest
 
 
 @cache

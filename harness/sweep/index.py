@@ -5,7 +5,6 @@ front of the BTF's own types and strings, and is mapped, never read: answering a
 
     header   magic, sizes
     places   u32 for each type: where it starts in `types`, in words
-    names    u32 for each type: its name's offset
     hashes   u32, rising: CRC-32 of the essential name of each named type of a kind that relocations have as root
     ids      u32 for each hash
     types    the type section in this machine's byte order
@@ -27,8 +26,8 @@ from zlib import crc32
 from harness.errors import UsageError
 from harness.guest import btf as B
 
-_HEADER = Struct("=8sIIIIIIII")
-_MAGIC = b"CMTXidx1"
+_HEADER = Struct("=8sIIIIIII")
+_MAGIC = b"CMTXidx2"
 # The kinds whose names are hashed. Functions and variables are half of a vmlinux and no relocation's root: the few
 # that are asked for (kfuncs, attach targets) are searched for.
 ROOT_KINDS = frozenset(
@@ -37,7 +36,7 @@ ROOT_KINDS = frozenset(
         B.BTF_KIND_TYPEDEF, B.BTF_KIND_FLOAT,
     )
 )  # fmt: skip
-FORMAT = f"1-{sys.byteorder}"  # part of the key in the cache
+FORMAT = f"2-{sys.byteorder}"  # part of the key in the cache
 
 
 class _Source(B.Btf):
@@ -45,47 +44,34 @@ class _Source(B.Btf):
 
     def write_index(self, out: BinaryIO) -> None:
         """Write the index file."""
-        words, places = self._words, self._places
-        names = array("I", map(words.__getitem__, places))
-        infos = array("I", map(words.__getitem__, [place + 1 for place in places]))
-        strings = self._strings
-        table = sorted(self._hashed(infos, names))
+        words, places, strings = self._words, self._places, self._strings
+        infos = list(map(words.__getitem__, [place + 1 for place in places]))
+        kinds = {info: info >> 24 & 0x7F for info in set(infos)}
+        table = sorted(self._hashed(infos, frozenset(info for info, kind in kinds.items() if kind in ROOT_KINDS)))
         hashes = array("I", [key >> 32 for key in table])
         ids = array("I", [key & 0xFFFFFFFF for key in table])
-        whole = self._are_whole(names)
-        functions = any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in infos)
         out.write(
             _HEADER.pack(
                 _MAGIC, len(places), len(table), len(words), len(strings), self.pointer_size,
-                int(self.byteorder == "little"), int(whole), int(functions),
+                int(self.byteorder == "little"), int(B.BTF_KIND_FUNC in kinds.values()),
             )
         )  # fmt: skip
-        out.writelines(memoryview(part) for part in (places, names, hashes, ids, words))
+        out.writelines(memoryview(part) for part in (places, hashes, ids, words))
         out.write(strings)
 
-    def _hashed(self, infos: array[int], names: array[int]) -> Iterator[int]:
-        """Hash and id of each named type, in one number each so that they sort in C."""
-        strings, known = self._strings, {0: 0}
-        for id_, (info, name) in enumerate(zip(infos, names, strict=True), 1):
-            if name == 0 or info >> 24 & 0x7F not in ROOT_KINDS:
-                continue
+    def _hashed(self, infos: list[int], roots: frozenset[int]) -> Iterator[int]:
+        """Hash and id of each named type of a root kind, in one number each so that they sort in C."""
+        words, places, strings, known = self._words, self._places, self._strings, {0: 0}
+        for index in [index for index, info in enumerate(infos) if info in roots]:
+            name = words[places[index]]
             key = known.get(name)
             if key is None:
                 end = strings.find(b"\0", name)
                 if end < 0:
                     raise self._bad(f"string offset {name} outside the string section")
-                text = strings[name:end]
-                key = known[name] = hash_of(text) << 32
+                key = known[name] = hash_of(strings[name:end]) << 32
             if key:
-                yield key | id_
-
-    def _are_whole(self, names: array[int]) -> bool:
-        """Does every name begin where a string begins? (One that does not is not found by searching for NULs.)"""
-        before = b"\0" + self._strings
-        try:
-            return not any(map(before.__getitem__, names))
-        except IndexError:
-            raise self._bad("a type's name lies outside the string section") from None
+                yield key | index + 1
 
 
 def hash_of(name: bytes) -> int:
@@ -117,7 +103,7 @@ class IndexedBtf(B.Btf):
         if fields[0] != _MAGIC:
             message = f"{path}: not an index of BTF"
             raise UsageError(message, remedy="remove it from the cache; it is made anew")
-        _, types, hashed, words, strings, pointer_size, little, whole, functions = fields
+        _, types, hashed, words, strings, pointer_size, little, functions = fields
         self.has_functions = bool(functions)
         self.name = name
         self.base = None
@@ -129,17 +115,15 @@ class IndexedBtf(B.Btf):
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
         self._ids: dict[str, list[int]] = {}
         self._all_kinds = all_kinds
-        self._whole = bool(whole)
         self._strings_start = 0
         self._views: list[memoryview] = []
         at = _HEADER.size
         self._places = self._table(at, types)  # type: ignore[assignment]
-        self._names_at = at + 4 * types
-        self._hashes = self._table(self._names_at + 4 * types, hashed)
-        self._hashed_ids = self._table(self._names_at + 4 * (types + hashed), hashed)
-        start = self._names_at + 4 * (types + 2 * hashed)
-        self._words = self._table(start, words)  # type: ignore[assignment]
-        self._strings_at = start + 4 * words
+        self._hashes = self._table(at + 4 * types, hashed)
+        self._hashed_ids = self._table(at + 4 * (types + hashed), hashed)
+        self._words_at = at + 4 * (types + 2 * hashed)
+        self._words = self._table(self._words_at, words)  # type: ignore[assignment]
+        self._strings_at = self._words_at + 4 * words
         self._strings_size = strings
         if len(self._map) != self._strings_at + strings:
             message = f"{path}: cut off"
@@ -201,28 +185,29 @@ class IndexedBtf(B.Btf):
 
     def find(self, name: str, kind: int) -> int | None:
         """The first id with exactly that name and kind."""
-        if kind in ROOT_KINDS or not self._whole:
-            candidates = self.ids_by_essential_name(B.essential_name(name)) if kind in ROOT_KINDS else self._searched(
-                B.essential_name(name)
-            )
-        else:
-            candidates = self._ids_of_string(name)
+        known = kind in ROOT_KINDS
+        candidates = self.ids_by_essential_name(B.essential_name(name)) if known else self._ids_of_string(name)
         return next((id_ for id_ in candidates if self.kind(id_) == kind and self._name(id_) == name), None)
 
     def _ids_of_string(self, name: str) -> list[int]:
-        """Ids of the types that have this name, whatever their kind: two searches in C."""
-        needle = b"\0%s\0" % name.encode("utf-8", "surrogateescape")
+        """Ids of the types that have this name, whatever their kind: searches in C. (A name may also begin inside of
+        another, so the NUL before it is not asked for.)
+        """
+        needle = name.encode("utf-8", "surrogateescape") + b"\0"
         found, at = [], self._map.find(needle, self._strings_at)
         while at >= 0:
-            found += self._ids_of_offset(at + 1 - self._strings_at)
+            found += self._ids_of_offset(at - self._strings_at)
             at = self._map.find(needle, at + 1)
         return sorted(found)
 
     def _ids_of_offset(self, offset: int) -> list[int]:
-        needle, end = offset.to_bytes(4, sys.byteorder), self._names_at + 4 * (self.count - 1)
-        found, at = [], self._map.find(needle, self._names_at, end)
+        """Types whose first word is this offset: it is looked for everywhere, and taken where a type begins."""
+        needle, start, end = offset.to_bytes(4, sys.byteorder), self._words_at, self._strings_at
+        found, at = [], self._map.find(needle, start, end)
         while at >= 0:
-            if (at - self._names_at) % 4 == 0:
-                found.append((at - self._names_at) // 4 + 1)
+            place, rest = divmod(at - start, 4)
+            index = bisect_left(self._places, place)
+            if rest == 0 and index < len(self._places) and self._places[index] == place:
+                found.append(index + 1)
             at = self._map.find(needle, at + 1, end)
         return found
