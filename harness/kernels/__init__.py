@@ -81,7 +81,7 @@ def provide(
         return kernel
     # Imported when asked for, like the sources.
     external_btf = importlib.import_module("harness.kernels.external_btf")
-    return cast("Kernel", external_btf.attach(kernel, spec.btf, store, on_event))
+    return cast("Kernel", external_btf.attach(kernel, spec.btf, store, on_event, offline=options.offline))
 
 
 def kernel_modules(

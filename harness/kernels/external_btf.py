@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import proc
 from harness.apt import deb
-from harness.errors import UsageError
+from harness.errors import FetchError, UsageError
 from harness.kernels import btf_check, identify, vmlinux
 from harness.kernels.btf_check import Finding
 from harness.kernels.decompress import DecompressError, decompress
@@ -42,9 +42,11 @@ class _Given:
     findings: tuple[Finding, ...] = ()
 
 
-def attach(kernel: Kernel, source: BtfSource, store: Store, on_event: OnEvent) -> Kernel:
-    """The kernel with this BTF in place of its own. UsageError when it is another kernel's; FetchError, CacheError."""
-    given = _FINDERS[type(source)](source, kernel, store, on_event)
+def attach(kernel: Kernel, source: BtfSource, store: Store, on_event: OnEvent, *, offline: bool = False) -> Kernel:
+    """The kernel with this BTF in place of its own. UsageError when it is another kernel's; FetchError (also for what
+    is not in the cache, when `offline`), CacheError.
+    """
+    given = _FINDERS[type(source)](source, kernel, store, None if offline else on_event)
     btf_sha256 = store.put_bytes(given.data)
     findings = [*given.findings, *_compared(kernel, given, store, btf_sha256)]
     provenance = {
@@ -92,19 +94,20 @@ def _compared(kernel: Kernel, given: _Given, store: Store, sha256: str) -> list[
     return [Finding(proves=True, text=str(known["text"]))]
 
 
-def _from_file(source: FileBtf, kernel: Kernel, _store: Store, _on_event: OnEvent) -> _Given:
+def _from_file(source: FileBtf, kernel: Kernel, _store: Store, _on_event: OnEvent | None) -> _Given:
     return _read(source.file, kernel)
 
 
-def _from_url(source: RemoteBtf, kernel: Kernel, store: Store, on_event: OnEvent) -> _Given:
+def _from_url(source: RemoteBtf, kernel: Kernel, store: Store, on_event: OnEvent | None) -> _Given:
     url = source.remote.url
     name = url.rpartition("/")[2]
     found = btf_check.by_name(name, kernel.release)
-    data = _raw_btf(fetched(source.remote, store, on_event).read_bytes(), name)
+    path = fetched(source.remote, store, on_event or (lambda _line: None), offline=on_event is None)
+    data = _raw_btf(path.read_bytes(), name)
     return _Given(data=data, name=url, findings=() if found is None else (found,))
 
 
-def _from_tree(source: TreeBtf, kernel: Kernel, _store: Store, _on_event: OnEvent) -> _Given:
+def _from_tree(source: TreeBtf, kernel: Kernel, _store: Store, _on_event: OnEvent | None) -> _Given:
     """BTFHub's names: distro/version/arch/RELEASE.btf.tar.xz, the architecture as `uname -m` has it, or Debian."""
     arch = kernel.spec.arch
     names = (f"{kernel.release}.btf.tar.xz", f"{kernel.release}.btf")
@@ -124,7 +127,7 @@ def _from_tree(source: TreeBtf, kernel: Kernel, _store: Store, _on_event: OnEven
     return _read(places[0], kernel)
 
 
-def _from_dwarf(source: DwarfBtf, kernel: Kernel, store: Store, on_event: OnEvent) -> _Given:
+def _from_dwarf(source: DwarfBtf, kernel: Kernel, store: Store, on_event: OnEvent | None) -> _Given:
     """pahole's BTF of a vmlinux; kept by the file's hash and pahole's version."""
     path = source.dwarf
     remedy = "give a vmlinux with DWARF, or the debug package that holds it; pahole is in Debian's package of that name"
@@ -138,6 +141,9 @@ def _from_dwarf(source: DwarfBtf, kernel: Kernel, store: Store, on_event: OnEven
     known = store.entry("pahole", name)
     made = store.blob(str(known["sha256"])) if known else None
     if known is None or made is None:
+        if on_event is None:
+            message = f"{kernel.spec.id}: no BTF has been made of {path} yet"
+            raise FetchError(message, remedy=f"corematrix kernels fetch -k {kernel.spec.id}")
         on_event(f"{kernel.spec.id}: pahole makes BTF from {path.name}")
         known = _run_pahole(path, store, remedy)
         store.put_entry("pahole", name, known)
@@ -219,6 +225,7 @@ def _unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"{path}: cannot be read: {error.strerror}", remedy="correct `btf` in kernels.yaml")
 
 
-_FINDERS: Mapping[type, Callable[[Any, Kernel, Store, OnEvent], _Given]] = {
+# None in place of who hears of downloads and of pahole: neither may happen.
+_FINDERS: Mapping[type, Callable[[Any, Kernel, Store, OnEvent | None], _Given]] = {
     FileBtf: _from_file, TreeBtf: _from_tree, DwarfBtf: _from_dwarf, RemoteBtf: _from_url,
 }  # fmt: skip

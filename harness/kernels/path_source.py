@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.apt.repository import AptOptions
-from harness.errors import UsageError
+from harness.errors import FetchError, UsageError
 from harness.fetch import fetch
 from harness.kernels import debs, identify, keep, modules, vmlinux
 from harness.model.kernel import Kernel, KernelSpec
@@ -38,10 +38,10 @@ def provide(
     lock: Lock | None,  # noqa: ARG001 - nothing to pin
     on_event: OnEvent,
     *,
-    options: AptOptions = _DEFAULT,  # noqa: ARG001 - for repositories
+    options: AptOptions = _DEFAULT,
 ) -> Kernel:
     """The kernel of a row, in the cache when this returns. Raises UsageError, FetchError, CacheError."""
-    files = _files(source, store, on_event)
+    files = _files(source, store, on_event, offline=options.offline)
     parts = {name: _digest(path) for name, path in _named(files)}
     name = keep.key(spec.arch, spec.arch.name, parts, _listing(files.modules))
     kept = keep.kept(store, name, lambda: found(spec, files))
@@ -65,12 +65,12 @@ def extra_modules(
     store: Store,
     on_event: OnEvent,
     *,
-    options: AptOptions = _DEFAULT,  # noqa: ARG001 - for repositories
+    options: AptOptions = _DEFAULT,
 ) -> modules.ModuleFiles:
     """More modules of a kernel, out of its directory or its packages."""
     source = kernel.spec.source
     assert isinstance(source, PathSource | UrlSource)
-    files = _files(source, store, on_event)
+    files = _files(source, store, on_event, offline=options.offline)
     if files.packages:
         found_files, resolved = debs.module_files(debs.read(kernel.spec.id, files.packages), names, b"")
     else:
@@ -133,24 +133,29 @@ def in_directory(
     return files, modules.resolve(names, builtin, load)
 
 
-def _files(source: PathSource | UrlSource, store: Store, on_event: OnEvent) -> _Files:
+def _files(source: PathSource | UrlSource, store: Store, on_event: OnEvent, *, offline: bool) -> _Files:
     if isinstance(source, PathSource):
         return _Files(
             vmlinuz=source.vmlinuz, config=source.config, modules=source.modules, packages=source.packages
         )
 
     def here(remote: RemoteFile | None) -> Path | None:
-        return None if remote is None else fetched(remote, store, on_event)
+        return None if remote is None else fetched(remote, store, on_event, offline=offline)
 
-    packages = tuple(fetched(remote, store, on_event) for remote in source.packages)
+    packages = tuple(fetched(remote, store, on_event, offline=offline) for remote in source.packages)
     return _Files(vmlinuz=here(source.vmlinuz), config=here(source.config), modules=None, packages=packages)
 
 
-def fetched(remote: RemoteFile, store: Store, on_event: OnEvent) -> Path:
-    """A file from elsewhere, in the cache by its hash. FetchError, also when it is not what its hash says."""
+def fetched(remote: RemoteFile, store: Store, on_event: OnEvent, *, offline: bool = False) -> Path:
+    """A file from elsewhere, in the cache by its hash. FetchError, also when it is not what its hash says, and when it
+    is not in the cache and `offline` forbids to ask.
+    """
     path = store.blob(remote.sha256)
     if path is not None:
         return path
+    if offline:
+        message = f"{remote.url} is not in the cache"
+        raise FetchError(message)
     on_event(f"downloading {remote.url}")
     with store.scratch() as directory:
         result = fetch(remote.url, directory / "file", sha256=remote.sha256)

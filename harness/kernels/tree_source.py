@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import proc
 from harness.apt.repository import AptOptions
-from harness.errors import InfrastructureError, UsageError
+from harness.errors import FetchError, InfrastructureError, UsageError
 from harness.kernels import keep, modules, path_source
 from harness.model.kernel import Kernel, KernelSpec
 from harness.model.lock import Lock, Package
@@ -136,11 +136,12 @@ def provide(
     lock: Lock | None,  # noqa: ARG001 - the tree is the user's
     on_event: OnEvent,
     *,
-    options: AptOptions = _DEFAULT,  # noqa: ARG001 - for repositories
+    options: AptOptions = _DEFAULT,
 ) -> Kernel:
     """The kernel built from this row's tree, in the cache when this returns; built now unless it was.
 
-    Raises UsageError (the tree, a fragment), InfrastructureError (make), CacheError.
+    Raises UsageError (the tree, a fragment), InfrastructureError (make), FetchError (not built yet, and
+    `options.offline` says to take what is there), CacheError.
     """
     if not (source.tree / "Kbuild").is_file():
         message = f"{source.tree}: not a kernel tree"
@@ -151,7 +152,7 @@ def provide(
         # The configuration is made by the tree: kept by what goes in, so that a warm cache asks no make.
         wishes = [(path.name, _read(path).decode("utf-8", "replace")) for path in _inputs(source)]
         key = keep.key(spec.arch, state, str(source.config), wishes)
-        kept = keep.kept(store, key, lambda: _made(build))
+        kept = keep.kept(store, key, lambda: _made(build, offline=options.offline))
     base = str(source.config)
     fragments = [path.stem for path in source.fragments]
     facts = {"kind": "tree", "tree": str(source.tree), "config": base, "fragments": fragments, "state": state}
@@ -188,7 +189,10 @@ def extra_modules(
     )  # fmt: skip
 
 
-def _made(build: _Build) -> keep.Found:
+def _made(build: _Build, *, offline: bool) -> keep.Found:
+    if offline:
+        message = f"{build.spec.id}: not built yet"
+        raise FetchError(message, remedy=f"corematrix kernels fetch -k {build.spec.id}")
     config = build.configure()
     build.run()
     vmlinuz = build.out / build.how.file

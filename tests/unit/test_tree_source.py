@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InfrastructureError, UsageError
+from harness.apt.repository import AptOptions
+from harness.errors import FetchError, InfrastructureError, UsageError
 from harness.kernels import identify, provide
 from harness.model.arch import ARCHITECTURES
 from harness.model.kernel import Kernel, KernelSpec
@@ -141,6 +142,14 @@ def test_a_build_that_fails_shows_the_end_of_its_log(tree: Path, store: Store) -
     assert "corematrix-build.log" in str(caught.value.remedy)
     (tree / "broken").unlink()
     assert _provide(_spec(tree), store).release
+
+
+def test_offline_nothing_is_built(tree: Path, store: Store) -> None:
+    offline = AptOptions(offline=True)
+    with pytest.raises(FetchError, match="not built yet"):
+        provide(_spec(tree), store, None, lambda _line: None, options=offline)
+    made = _provide(_spec(tree), store)
+    assert provide(_spec(tree), store, None, lambda _line: None, options=offline) == made
 
 
 def test_what_is_no_tree_is_refused(tmp_path: Path, store: Store) -> None:
