@@ -1,5 +1,5 @@
 """Hosts that fail: a full disk, a cache that cannot be written, odd places and terminals, QEMU that is not what it
-should be, no network. A run ends with the right status, says what is wrong and where, and loses nothing it had found out.
+should be, no network. A run ends with the right status, says what is wrong and where, and loses nothing.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -135,3 +136,24 @@ def test_a_lost_guest_is_replaced_and_nothing_is_missing(
     assert run.end() == 0, run.errors
     assert max(cell["attempts"] for cell in run.result()["cells"]) >= 2
     assert "guest lost" in run.errors
+
+
+def test_a_run_killed_by_force_goes_on_where_it_was(start: Callable[..., Run]) -> None:
+    """SIGKILL leaves no guest, every cell that was written, and `--resume` completes the run without asking again."""
+    run = start(str(OBJECTS / "task_state.bpf.o"), str(OBJECTS / "fancy_helper.bpf.o"), "--isolate")
+    while not list(run.directory.glob("*Z/cells/**/*.json")):  # told of before it is written, so the file it must be
+        assert run.process.poll() is None
+        time.sleep(0.01)
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+    (stored,) = run.directory.glob("*Z")
+    kept = {path: path.read_bytes() for path in (stored / "cells").rglob("*.json")}
+    assert 1 <= len(kept) < 3
+    again = start("--resume", "latest", str(OBJECTS / "task_state.bpf.o"), str(OBJECTS / "fancy_helper.bpf.o"))
+    assert again.end() == 0, again.errors
+    assert f"[{3 - len(kept)}/{3 - len(kept)}]" in again.errors
+    result = again.result()
+    assert [cell["status"] for cell in result["cells"]] == ["passed"] * 3
+    for path, content in kept.items():
+        assert path.read_bytes() == content
+        assert json.loads(content) in result["cells"]
