@@ -104,7 +104,10 @@ def _tree_source(node: Node) -> TreeSource:
         config = _path(entries["config"])
     fragments = entries.get("fragments")
     names = () if fragments is None else _items(fragments)
-    return TreeSource(tree=_path(entries["tree"]), config=config, fragments=tuple(map(_fragment, names)))
+    return TreeSource(
+        tree=_path(entries["tree"]), config=config, fragments=tuple(map(_fragment, names)),
+        btf_fragment=fragments_directory() / "btf.config",
+    )  # fmt: skip
 
 
 def _fragment(node: Node) -> Path:

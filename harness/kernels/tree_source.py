@@ -95,7 +95,7 @@ class _Build:
         return text
 
     def _fragments(self) -> tuple[Path, ...]:
-        return (*self.source.fragments, _shipped("btf"))
+        return (*self.source.fragments, self.source.btf_fragment)
 
     def _check(self, wishes: Mapping[str, str], config: str) -> None:
         """Every switch a fragment of the user's names must have come out as it says; of ours only BTF itself."""
@@ -211,13 +211,7 @@ def _out(spec: KernelSpec, source: TreeSource, store: Store) -> Path:
 
 def _inputs(source: TreeSource) -> tuple[Path, ...]:
     base = () if isinstance(source.config, str) else (source.config,)
-    return (*base, *source.fragments, _shipped("btf"))
-
-
-def _shipped(name: str) -> Path:
-    from harness.source_config import fragments_directory
-
-    return fragments_directory() / f"{name}.config"
+    return (*base, *source.fragments, source.btf_fragment)
 
 
 def _wishes(fragments: Sequence[Path]) -> Iterator[tuple[str, str]]:

@@ -90,12 +90,14 @@ class UrlSource:
 @dataclass(frozen=True, kw_only=True)
 class TreeSource:
     """A kernel tree, built with `config` (a file, or a target such as `defconfig`) and `fragments` on top, each a file
-    that merge_config.sh of the tree understands. Paths are absolute.
+    that merge_config.sh of the tree understands. `btf_fragment` comes last: what it takes to have BTF. Paths are
+    absolute.
     """
 
     kind: ClassVar[str] = "tree"
     tree: Path
     config: Path | str
+    btf_fragment: Path
     fragments: tuple[Path, ...] = ()
 
 

@@ -25,6 +25,8 @@ from harness.store import Store
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
+BTF = fragments_directory() / "btf.config"
+
 # A tree that knows three switches, keeps the last word for each, and makes a raw "kernel" out of its configuration.
 MAKEFILE = r"""
 defconfig:
@@ -66,7 +68,7 @@ def _spec(tree: Path, *fragments: str, config: Path | str = "defconfig") -> Kern
         path = tree.parent / f"f{number}.config"
         path.write_text(text)
         files.append(path)
-    source = TreeSource(tree=tree, config=config, fragments=tuple(files))
+    source = TreeSource(tree=tree, config=config, fragments=tuple(files), btf_fragment=BTF)
     return KernelSpec(id="mine", arch=ARCHITECTURES["arm64"], variant="own", source=source)
 
 
@@ -175,7 +177,9 @@ def test_a_real_tree(store: Store) -> None:
     if named is None:
         pytest.skip("COREMATRIX_LINUX names no kernel tree")
     shipped = fragments_directory()
-    source = TreeSource(tree=Path(named), config="tinyconfig", fragments=(shipped / "guest.config",))
+    source = TreeSource(
+        tree=Path(named), config="tinyconfig", fragments=(shipped / "guest.config",), btf_fragment=BTF
+    )
     spec = KernelSpec(id="tiny", arch=ARCHITECTURES["x86_64"], variant="own", source=source)
     kernel = _provide(spec, store)
     assert kernel.btf is not None
