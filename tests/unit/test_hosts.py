@@ -226,3 +226,15 @@ def test_with_everything_cached_no_network_is_needed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (cell,) = stored(tmp_path / "runs")["cells"]
     assert cell["status"] == "passed"
+
+
+def test_an_object_that_changes_during_a_run_is_noticed(objects: Path) -> None:
+    from harness.errors import InfrastructureError
+    from harness.executor.judging import bytes_of
+    from harness.objects import find_objects
+
+    (found,) = find_objects([objects / "sizes.bpf.o"])
+    assert bytes_of(found) == found.path.read_bytes()
+    shutil.copy(PROGRAMS / "user_read.bpf.o", found.path)
+    with pytest.raises(InfrastructureError, match="has changed since the run began"):
+        bytes_of(found)
