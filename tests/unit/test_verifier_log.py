@@ -102,7 +102,7 @@ def test_ranges(numbers: tuple[int, ...], ranges: list[list[int]]) -> None:
 
 
 def test_tables_before_the_walk_are_no_visits():
-    """From Linux 7.2.12 on Debian, level 2, shortened: tables indent by "%3d", so the hundredth line looks like a walk's."""
+    """From Linux 7.2.12, level 2, shortened: tables indent by "%3d", so the hundredth line looks like a walk's."""
     log = b"""func#0 @0
 subprog#0: analyzing (depth 0)...
 subprog#0 ipv4_bind_exit:
