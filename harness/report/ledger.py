@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One relocation of the program."""
+    """One relocation of the program. `broken`: on some kernel it is what the program is refused for."""
 
     field: str
     kind: str
@@ -41,6 +41,7 @@ class Entry:
     source: Source | None
     findings: tuple[Finding, ...]
     dull: bool
+    broken: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,12 @@ def entries(program: Program) -> list[Entry]:
         )
         source = next((relo.source for relo in judged.values() if relo.source), None)
         dull = _is_dull(list(judged.values()), program)
+        broken = any(relo.is_broken for relo in judged.values())
         found.append(
-            Entry(field=key.field, kind=key.kind, function=key.function, source=source, findings=findings, dull=dull)
-        )
+            Entry(
+                field=key.field, kind=key.kind, function=key.function, source=source, findings=findings, dull=dull, broken=broken
+            )
+        )  # fmt: skip
     return found
 
 

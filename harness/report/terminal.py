@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import attach, audit_format, ledger, table, untrusted
+from harness.report import attach, audit_format, ledger, loaders, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -89,7 +89,7 @@ def _program(view: View, program: Program, paint: Paint, *, brief: bool = False)
     told: set[str] = set()
     for outcome in ledger.outcomes(program) if program.needs_words else ():
         lines += _outcome(outcome, kernels, told, paint, brief=brief)
-    return lines + ([] if brief else list(_relocations(program, kernels, paint)))
+    return lines + list(_relocations(program, kernels, paint, brief=brief))
 
 
 def _outcome(
@@ -110,8 +110,9 @@ def _outcome(
     return lines
 
 
-def _relocations(program: Program, kernels: Sequence[str], paint: Paint) -> Iterator[str]:
-    entries = ledger.entries(program)
+def _relocations(program: Program, kernels: Sequence[str], paint: Paint, *, brief: bool) -> Iterator[str]:
+    """Each relocation under its source line; `brief`: only those that broke the program, which are named always."""
+    entries = [entry for entry in ledger.entries(program) if entry.broken or not brief]
     shown = [entry for entry in entries if not entry.dull]
     column = min(max((len(f"{e.field}  {e.kind}") for e in shown), default=0), _FIELD_MOST)
     above = None
@@ -180,6 +181,8 @@ def _trouble(view: View, paint: Paint) -> Iterator[str]:
         attempts = f" ({cell.attempts} attempts)" if cell.attempts > 1 else ""
         yield f"{paint(untrusted.line(cell.id), 'strong')}  {paint(str(cell.status), 'trouble')}{attempts}"
         yield from paint.wrapped(untrusted.line(cell.reason or "no reason recorded"), "    ")
+        for text in loaders.lines(cell):
+            yield from paint.wrapped(untrusted.line(text), "      ", "bad", first="    ≠ ")
         for text in untrusted.lines(cell.console_tail or "").splitlines()[-_CONSOLE_LINES:]:
             yield "    │ " + paint(untrusted.fit(untrusted.line(text), paint.columns - 6), "quiet")
         yield f"    rerun: {untrusted.line(cell.rerun)}"
