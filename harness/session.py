@@ -272,7 +272,12 @@ class Session:
 
     def _hello(self, guest: Guest, seconds: float) -> dict[str, Any]:
         message = {"op": "hello", "time_ns": time.time_ns(), "entropy": secrets.token_hex(32)}
-        return self._ask(guest, message, seconds=seconds, wanted="hello")
+        answer = self._ask(guest, message, seconds=seconds, wanted="hello")
+        known = answer.get("guest")
+        if not isinstance(known, dict) or not isinstance(known.get("btf", {}), dict):
+            with self._losses(guest, "hello", seconds):
+                raise WireError("a greeting that does not say who it is")  # noqa: EM101
+        return answer
 
     def _await_ready(self, guest: Guest, seconds: float) -> None:
         """On a UART nothing may be said before the guest listens: it speaks first."""
