@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from harness import config, judge, objects, report
 from harness.commands.run import exit_status, show
 from harness.errors import UsageError
+from harness.judge import comparison
 from harness.model.bpf_object import ObjectFile
 from harness.model.result import CellResult, RunResult
 from harness.predict import compare
@@ -134,4 +135,5 @@ def _notes(cells: Sequence[CellResult], started: str) -> tuple[str, ...]:
     found = {cell.object.name: cell.object for cell in cells}.values()
     files = [ObjectFile(name=known.name, path=Path(known.path), sha256=known.sha256, size=0) for known in found]
     expectations = objects.find_expectations(files, config.load_yaml)
-    return (*judge.review_rules(expectations, cells, datetime.fromisoformat(started).date()), *compare.notes(cells))
+    rules = judge.review_rules(expectations, cells, datetime.fromisoformat(started).date())
+    return (*rules, *compare.notes(cells), *comparison.notes(cells))

@@ -59,11 +59,17 @@ def _latest(parent: Path) -> Path:
 
 
 def keep(
-    directory: RunDirectory, cells: Sequence[Cell], expectations: Mapping[str, Expectations], lock: Lock | None
+    directory: RunDirectory,
+    cells: Sequence[Cell],
+    expectations: Mapping[str, Expectations],
+    lock: Lock | None,
+    *,
+    compared: bool = False,
 ) -> dict[str, CellResult]:
     """Results of an earlier run in this directory, by identity, and the plan of this one written down.
 
-    Without an earlier run: nothing. InfrastructureError when the plan cannot be written.
+    `compared`: none of our loader that was not held against libbpf's. Without an earlier run: nothing.
+    InfrastructureError when the plan cannot be written.
     """
     digests = {str(cell.id): _digest(cell, expectations.get(cell.object.name, NONE), lock) for cell in cells}
     earlier = _plan(directory.path / PLAN)
@@ -72,7 +78,8 @@ def keep(
         identity = str(cell.id)
         if earlier.get(identity) == digests[identity]:
             result = _read(directory.path / "cells" / f"{file_name(identity)}.json")
-            if result is not None and result.id == identity and result.status in _JUDGED:
+            lacks = compared and cell.loader == "python" and result is not None and result.comparison is None
+            if result is not None and result.id == identity and result.status in _JUDGED and not lacks:
                 kept[identity] = result
     directory.write(PLAN, json.dumps({"plan": 1, "cells": digests}, indent=1))
     return kept

@@ -22,6 +22,7 @@ from harness.executor import Plan
 from harness.executor.costs import Costs
 from harness.executor.judging import Judging
 from harness.executor.plan import host_limits
+from harness.judge import comparison
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
@@ -34,7 +35,7 @@ from harness.rundir import RunDirectory, write_whole
 from harness.store import Store
 
 DEFAULT_TAG = "gate"
-LOADERS: Mapping[str, tuple[str, ...]] = {"python": ("python",), "libbpf": ("libbpf",), "both": ("python", "libbpf")}
+LOADERS: Mapping[str, tuple[str, ...]] = {"python": ("python",), "libbpf": ("libbpf",), "both": ("libbpf", "python")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +70,13 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     job = _plan(options)
     earlier = baseline.Baseline(options)
     directory = resume.open_directory(options, job.started)
-    kept = resume.keep(directory, job.cells, job.expectations, job.matrix.lock)
+    kept = resume.keep(directory, job.cells, job.expectations, job.matrix.lock, compared=options.loader == "both")
     listener = progress_for(stderr, len(job.cells) - len(kept), quiet=options.quiet)
     with Store.default() as store:
         judging = Judging(
             store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
-            attach=options.attach,
+            attach=options.attach, both=options.loader == "both",
         )  # fmt: skip
         plan = Plan(
             cells=tuple(cell for cell in job.cells if not cell.not_applicable and str(cell.id) not in kept),
@@ -210,7 +211,8 @@ def _rerun(options: argparse.Namespace) -> Callable[[Cell], str]:
         words = ["corematrix", "run", str(path)]
         words += ["--matrix", str(options.matrix)] if options.matrix else []
         words += [word for assignment in options.set for word in ("--set", assignment)]
-        words += ["--loader", cell.loader] if cell.loader != "python" else []
+        loader = "both" if options.loader == "both" else cell.loader
+        words += ["--loader", loader] if loader != "python" else []
         return shlex.join([*words, "--only", str(cell.id)])
 
     return command
@@ -237,6 +239,7 @@ def _run_result(
         notes=(
             *(() if job.shard else judge.review_rules(job.expectations, cells, job.started.date())),
             *compare.notes(cells),
+            *comparison.notes(cells),
             *notes,
         ),
         shard=job.shard,

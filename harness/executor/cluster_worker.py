@@ -21,7 +21,6 @@ from typing import Any
 from harness import __version__
 from harness.boot import GuestPackages
 from harness.errors import CorematrixError, Interrupted
-from harness.executor.attempts import ask_until_answered
 from harness.executor.judging import Judging, cached_kernels, note_cached
 from harness.executor.local import STOPPED, Guest
 from harness.executor.plan import available_memory_mb
@@ -218,10 +217,7 @@ class _Run:
     def _judge(self, cell: Cell, kernel: Kernel) -> CellResult:
         guest = self._take(kernel)
         try:
-            answer = ask_until_answered(
-                guest.asker(cell), retries=self.context.retries, on_progress=lambda _message: None
-            )
-            return self._services.conclude(cell, kernel, guest.latest, answer)
+            return guest.judge(cell, retries=self.context.retries, on_progress=lambda _message: None)
         except Interrupted:
             raise
         except Exception as error:  # the cell must come out, with what went wrong

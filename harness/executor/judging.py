@@ -20,6 +20,7 @@ from harness.boot import GuestPackages
 from harness.errors import CacheError, CorematrixError, InfrastructureError, Interrupted
 from harness.executor.attempts import Answer
 from harness.executor.local import STOPPED, GuestSession, Services
+from harness.executor.pairs import Pairs
 from harness.guest import btf as guest_btf
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
@@ -43,7 +44,8 @@ _NO_PACKAGES = GuestPackages(paths=(), provenance=())
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
-    command that runs a cell again, `attach` also attaches what was loaded. Its services are used by many threads.
+    command that runs a cell again, `attach` also attaches what was loaded, `both` holds our loader's cells against
+    libbpf's. Its services are used by many threads.
     """
 
     store: Store
@@ -56,17 +58,20 @@ class Judging:
     timeout: float | None = None
     cold: bool = False
     attach: bool = False
+    both: bool = False
     apt: AptOptions = field(default_factory=AptOptions)
     _packages: dict[str, GuestPackages] = field(default_factory=dict, repr=False)
     _noted: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
+    _pairs: Pairs = field(default_factory=Pairs, repr=False)
     _models: dict[str, Model] = field(default_factory=dict, repr=False)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock), repr=False)
 
     def services(self) -> Services:
         """What `LocalExecutor` runs on."""
-        return Services(
+        services = Services(
             provide=self._provide, open_session=self._open, conclude=self._conclude, give_up=self._give_up
         )
+        return replace(services, first=self._pairs.first, note=self._pairs.keep) if self.both else services
 
     def not_applicable(self, cell: Cell) -> CellResult:
         """The result of a cell that was never to be run."""
@@ -119,13 +124,21 @@ class Judging:
             on_event=on_event,
             on_console=lambda text: self._keep_console(kernel, text),
         )
-        return _OpenSession(backends.open_session(kernel, options), attach=self.attach)
+        rules = self._pairs.rules if self.both else lambda _cell: None
+        return _OpenSession(backends.open_session(kernel, options), attach=self.attach, rules=rules)
 
     def _keep_console(self, kernel: Kernel, text: str) -> None:
         with suppress(InfrastructureError):  # a full disk: the verdicts matter more, and writing run.json says so
             self.directory.keep_console(kernel.spec.id, text)
 
     def _conclude(self, cell: Cell, kernel: Kernel, session: GuestSession | None, answer: Answer) -> CellResult:
+        result = self._judged(cell, kernel, session, answer)
+        if not self.both:
+            return result
+        self._pairs.keep(cell, answer)
+        return self._pairs.compared(cell, result, answer)
+
+    def _judged(self, cell: Cell, kernel: Kernel, session: GuestSession | None, answer: Answer) -> CellResult:
         begun = self._begun(cell, kernel, session if isinstance(session, _OpenSession) else None)
         begun = replace(begun, attempts=answer.attempts)
         if answer.facts is None:
@@ -227,9 +240,10 @@ def bytes_of(candidate: ObjectFile) -> bytes:
 class _OpenSession:
     """A `Backend` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
 
-    def __init__(self, session: backends.Backend, *, attach: bool) -> None:
+    def __init__(self, session: backends.Backend, *, attach: bool, rules: Callable[[Cell], str | None]) -> None:
         self._session = session
         self._attach = attach
+        self._rules = rules
         self._boot_seconds = session.provenance.seconds
         self._load_seconds = 0.0
 
@@ -244,7 +258,7 @@ class _OpenSession:
         started = time.monotonic()
         request = JudgeRequest(
             name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs,
-            attach=self._attach,
+            attach=self._attach, rules=self._rules(cell),
         )  # fmt: skip
         try:
             return self._session.judge(request, bytes_of(cell.object), on_progress)

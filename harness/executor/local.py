@@ -53,13 +53,16 @@ class Services:
 
     `provide` may raise CorematrixError, `open_session` GuestLostError (the guest did not come up) or CorematrixError;
     `conclude` turns an answer into a result and `give_up` an error into one (its first argument a cell, its second a
-    kernel or None).
+    kernel or None). `first` names another cell whose answer has to be known before this one is asked for, and `note`
+    gets that answer: where loaders are compared.
     """
 
     provide: Callable[[KernelSpec, Callable[[str], None]], Kernel]
     open_session: Callable[[Kernel, Callable[[str], None]], GuestSession]
     conclude: Callable[[Cell, Kernel, GuestSession | None, Answer], CellResult]
     give_up: Callable[[Cell, Kernel | None, BaseException], CellResult]
+    first: Callable[[Cell], Cell | None] = lambda _cell: None
+    note: Callable[[Cell, Answer], None] = lambda _cell, _answer: None
 
 
 class LocalExecutor:
@@ -167,8 +170,9 @@ class _Pool:
         try:
             kernel = self._services.provide(queue.spec, lambda message: self.tell_kernel(queue.spec.id, message))
         except Exception as error:  # a thread's last door: whatever went wrong, the cells must come out
-            while cell := queue.next():
-                self._finish(self._services.give_up(cell, None, error))
+            while cells := queue.next():
+                for cell in cells:
+                    self._finish(self._services.give_up(cell, None, error))
         self._work.fetched(queue, kernel)
 
     def _serve_all(self) -> None:
@@ -184,20 +188,20 @@ class _Pool:
         guest = Guest(queue.kernel, self._services, self.tell_kernel)
         self._guests.add(guest)
         try:
-            while not self._work.stopped and (cell := queue.next()):
-                self._finish(self._judge(cell, guest))
-                if self._plan.isolate:
-                    guest.end()
+            while not self._work.stopped and (cells := queue.next()):
+                for cell in cells:
+                    self._finish(self._judge(cell, guest))
+                    if self._plan.isolate:
+                        guest.end()
         finally:
             guest.close()
             self._guests.discard(guest)
 
     def _judge(self, cell: Cell, guest: Guest) -> CellResult:
         try:
-            answer = ask_until_answered(
-                guest.asker(cell), retries=self._plan.retries, on_progress=lambda message: self._progress(cell, message)
+            return guest.judge(
+                cell, retries=self._plan.retries, on_progress=lambda message: self._progress(cell, message)
             )
-            return self._services.conclude(cell, guest.kernel, guest.latest, answer)
         except Exception as error:  # as in _fetch
             return self._services.give_up(cell, guest.kernel, error)
 
@@ -217,6 +221,14 @@ class Guest:
         self._closed = False
         self._failed_boots = 0
         self._dead: GuestLostError | None = None
+
+    def judge(self, cell: Cell, *, retries: int, on_progress: Callable[[dict[str, Any]], None]) -> CellResult:
+        """The cell's result, once what it is compared with has been asked for, if that is not known."""
+        other = self._services.first(cell)
+        if other is not None:
+            self._services.note(other, ask_until_answered(self.asker(other), retries=retries, on_progress=on_progress))
+        answer = ask_until_answered(self.asker(cell), retries=retries, on_progress=on_progress)
+        return self._services.conclude(cell, self.kernel, self.latest, answer)
 
     def asker(self, cell: Cell) -> Callable[..., dict[str, Any]]:
         """`attempts.Ask` for one cell."""

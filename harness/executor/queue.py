@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+from harness.executor.pairs import together
 from harness.model.cell import Cell
 from harness.model.kernel import Kernel, KernelSpec
 
@@ -14,23 +15,25 @@ WORTH_A_GUEST = 6
 
 
 class KernelQueue:
-    """The waiting cells of one kernel. `kernel` is set once its files are in the cache."""
+    """The waiting cells of one kernel, those that are compared with each other together. `kernel` is set once its files
+    are in the cache.
+    """
 
     def __init__(self, spec: KernelSpec, cells: Sequence[Cell]) -> None:
         self.spec = spec
         self.kernel: Kernel | None = None
         self.guests = 0
-        self._waiting = deque(cells)
+        self._waiting = deque(together(cells))
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def next(self) -> Cell | None:
-        """The next cell, None when none waits. Safe from any thread (deque.popleft is atomic)."""
+    def next(self) -> tuple[Cell, ...]:
+        """The next cells, none when none wait. Safe from any thread (deque.popleft is atomic)."""
         try:
             return self._waiting.popleft()
         except IndexError:
-            return None
+            return ()
 
 
 class Work:

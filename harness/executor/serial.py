@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from harness.errors import CorematrixError
-from harness.executor.attempts import ask_until_answered
 from harness.executor.local import Guest, Services
 from harness.model.cell import Cell
 from harness.model.kernel import Kernel, KernelSpec
@@ -32,8 +31,7 @@ class SerialExecutor:
             return self._services.give_up(cell, None, kernel)
         guest = self._guest_of(kernel)
         try:
-            answer = ask_until_answered(guest.asker(cell), retries=retries, on_progress=lambda _message: None)
-            return self._services.conclude(cell, kernel, guest.latest, answer)
+            return guest.judge(cell, retries=retries, on_progress=lambda _message: None)
         except Exception as error:  # as in the pool: the cell must come out
             return self._services.give_up(cell, kernel, error)
 

@@ -235,6 +235,7 @@ class CellResult:
     console_tail: str | None = None
     substituted: str | None = None
     disagreements: tuple[dict[str, Any], ...] = ()
+    comparison: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
     settings: dict[str, str] = field(default_factory=dict)
     loader: str = "python"

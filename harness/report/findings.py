@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from harness.judge.explain import why
 from harness.model.result import ProgResult, Relocation, RunResult, Source
 from harness.model.verdict import CellStatus, Liveness, Outcome
+from harness.report import loaders
 from harness.report.kernels import describe
 from harness.report.ledger import without_ids
 from harness.report.view import TROUBLE, Program, View
@@ -38,6 +39,7 @@ RULES = {
         Rule(id="broken-expectation", level="error", text="A program or relocation is not as expected"),
         Rule(id="known-poison", level="note", text="A relocation reaches poison where a rejection is expected"),
         Rule(id="unproven", level="warning", text="Whether a poisoned relocation is reached could not be shown"),
+        Rule(id="loaders-disagree", level="error", text="Our loader and libbpf do not agree on an object"),
         Rule(id="trouble", level="warning", text="A cell could not be judged"),
     )
 }
@@ -61,6 +63,11 @@ def collect(run: RunResult) -> list[Finding]:
     view = View(run)
     found = [finding for program in view.all_programs() for finding in _of_program(view, program)]
     for cell in run.cells:
+        for text in loaders.lines(cell):
+            rule, text = RULES["loaders-disagree"], f"{cell.id}: {text}"
+            found.append(Finding(rule=rule, text=text, subject=text, path=cell.object.path))
+        if cell.disagreements:
+            continue
         if cell.status in TROUBLE or (cell.status is CellStatus.FAILED and all(prog.met for prog in cell.progs)):
             rule = RULES["trouble" if cell.status in TROUBLE else "broken-expectation"]
             text = f"{cell.status}: {cell.reason or 'no reason recorded'}"

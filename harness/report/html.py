@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
+from harness.report import loaders
 from harness.report.diff import diff
 from harness.report.ledger import relation_of
 from harness.report.untrusted import lines
@@ -136,4 +137,5 @@ def _result(prog: ProgResult) -> tuple[Any, ...]:
 
 def _cell(cell: CellResult) -> tuple[Any, ...]:
     about = ", ".join(str(part) for part in (cell.accelerator, cell.start, cell.loader_version) if part)
-    return (_(cell.id), str(cell.status), _(cell.reason or ""), _(cell.rerun), _(cell.console_tail or ""), _(about))
+    said = tuple(_(text) for text in (cell.reason or "", cell.rerun, cell.console_tail or "", about))
+    return (_(cell.id), str(cell.status), *said, tuple(_(text) for text in loaders.lines(cell)))

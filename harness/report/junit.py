@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
-from harness.report import untrusted
+from harness.report import loaders, untrusted
 from harness.report.view import TROUBLE
 
 _SKIPPED = {CellStatus.SKIPPED, CellStatus.NOT_APPLICABLE}
@@ -78,8 +78,18 @@ def _cases(cell: CellResult) -> Iterator[ET.Element]:
         yield _case(cell, f"{label}::{prog.name}", prog)
     told = any(not prog.met for prog in cell.progs)
     unsaid = cell.status in TROUBLE | {CellStatus.FAILED} and not told
-    if not cell.progs or unsaid or cell.status is CellStatus.ERROR:
+    if cell.disagreements:
+        yield from _disagreements(cell, label)
+    elif not cell.progs or unsaid or cell.status is CellStatus.ERROR:
         yield _object_case(cell, label)
+
+
+def _disagreements(cell: CellResult, label: str) -> Iterator[ET.Element]:
+    """A case for each: a server that shows only a case's first error still shows all of them."""
+    for row, text in zip(cell.disagreements, loaders.lines(cell), strict=True):
+        case = _bare_case(cell, f"{label}::{loaders.place(row)}")
+        _complain(case, "error", kind=cell.reason or str(cell.status), said=(text,), cell=cell)
+        yield case
 
 
 def _case(cell: CellResult, name: str, prog: ProgResult) -> ET.Element:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
-from harness.report import ledger
+from harness.report import ledger, loaders
 from harness.report.audit import TITLES, audit
 from harness.report.kernels import common_words, describe
 from harness.report.untrusted import code, line, markdown, markup
@@ -141,4 +141,5 @@ def _refused(cell: CellResult) -> str:
 def _trouble(cell: CellResult) -> str:
     tail = "\n".join(line(text) for text in (cell.console_tail or "").splitlines()[-_CONSOLE_LINES:])
     console = f"\n\n<details><summary>console</summary>\n\n<pre>{markup(tail)}</pre>\n\n</details>" if tail else ""
-    return f"🟠 {code(cell.id)} **{cell.status}**: {markdown(cell.reason or '')}<br>{code(cell.rerun)}{console}"
+    apart = "".join(f"\n\n- ≠ {markdown(text)}" for text in loaders.lines(cell))
+    return f"🟠 {code(cell.id)} **{cell.status}**: {markdown(cell.reason or '')}<br>{code(cell.rerun)}{apart}{console}"
