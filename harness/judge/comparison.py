@@ -6,6 +6,7 @@ The two are compared only where both judged the object whole. A cell without a c
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +39,16 @@ class Heard:
         problem = shape.problem(self.facts)
         if problem is not None:
             return f"malformed facts: {problem}"
-        return f"the kernel crashed at {', '.join(self.crashed)}" if self.crashed else None
+        if self.crashed:
+            return f"the kernel crashed at {', '.join(self.crashed)}"
+        return _no_memory(self.facts.get("object_error"))
+
+
+def _no_memory(error: Mapping[str, Any] | None) -> str | None:
+    """A guest too small for an object's maps says nothing about its loader: which of the two is refused is chance."""
+    if error is None or error.get("errno") != errno.ENOMEM:
+        return None
+    return f"the guest has too little memory for it ({error.get('message')}): give the kernel more memory_mb"
 
 
 def compared(result: CellResult, python: Heard, libbpf: Heard) -> CellResult:

@@ -39,6 +39,8 @@ from tests.support.facts import begun, run_of
 PYTHON, LIBBPF = both.recorded("python"), both.recorded("libbpf")
 SCHEMA = json.loads((Path(__file__).parents[2] / "harness" / "report" / "schema.json").read_text())
 
+NO_MEMORY = {"stage": "maps", "errno": 12, "message": "map 'm': the kernel refused to create it", "relo": None}
+
 
 def cell_of(facts: dict[str, Any], loader: str = "python", kernel: str = "this-machine") -> CellResult:
     return judge.classify(facts, begun(kernel, "task_state", loader=loader), NONE, today=date(2026, 7, 1))
@@ -106,6 +108,7 @@ def test_a_failure_elsewhere_outweighs_a_disagreement() -> None:
         (Heard(facts=PYTHON, crashed=("state_each",)), Heard(facts=LIBBPF), "python: the kernel crashed at state_each"),
         (Heard(facts=PYTHON), Heard(facts={**LIBBPF, "progs": 7}), "libbpf: malformed facts"),
         (Heard(facts=PYTHON), Heard(facts={**LIBBPF, "facts": 2}), "libbpf: facts of version 2"),
+        (Heard(facts=PYTHON), Heard(facts={**LIBBPF, "object_error": NO_MEMORY}), "libbpf: the guest has too little"),
     ],
 )  # fmt: skip
 def test_without_two_whole_answers_there_is_no_comparison_and_it_is_said(
