@@ -41,6 +41,10 @@ _PVH_ENTRY = "18"  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
 # bpf_bypass_spec_v1).
 _KERNEL_ARGS = ("cryptomgr.notests",)
 
+# A restored guest has one thing to do at a time: two processors that take turns in one thread of the host cost a tenth
+# less than two threads that interrupt each other, on a busy host a third. A boot is work for both.
+_RESTORED = {"tcg": "tcg,thread=single"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuestPackages:
@@ -83,10 +87,11 @@ class Recipe:
             "config": _digest(kernel.config) if kernel.config else None,
             "btf": [kernel.btf_sha256, kernel.btf_external],
             "guest": payload.fingerprint(self.sources),
+            "warm": [hashlib.sha256(payload.warm_object()).hexdigest(), payload.WARM_ROUNDS],
             "packages": [package["sha256"] for package in self.packages.provenance],
             "image": _code_fingerprint(),
             "qemu": qemu.version(self.qemu),
-            "devices": qemu.command("qemu", _hardware(self, 0, 0, 0)),
+            "devices": qemu.command("qemu", _hardware(self, 0, 0, 0, self.accelerator)),
             "memory": kernel.spec.memory_mb,
             "kernel_args": kernel.spec.kernel_args,
             "host_cpu": _host_cpu() if self.accelerator == "kvm" else None,
@@ -174,7 +179,8 @@ def _start(
     """Run QEMU with the recipe's hardware and `boot`; every socket it does not get is ours."""
     ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
     console, monitor, port = (end.fileno() for end in theirs)
-    words = [*_hardware(recipe, console, monitor, port), *boot]
+    accelerator = recipe.accelerator if incoming is None else _RESTORED.get(recipe.accelerator, recipe.accelerator)
+    words = [*_hardware(recipe, console, monitor, port, accelerator), *boot]
     descriptors = [descriptor for device in words for descriptor in device.descriptors()]
     try:
         running = Qemu(qemu.command(recipe.qemu, words), descriptors, console=ours[0], monitor=ours[1])
@@ -191,14 +197,14 @@ def _start(
     return Guest(running, StreamChannel(ours[2]), memory=memory, incoming=incoming, speaks_first=uart)
 
 
-def _hardware(recipe: Recipe, console: int, monitor: int, port: int) -> list[devices.Device]:
+def _hardware(recipe: Recipe, console: int, monitor: int, port: int, accelerator: str) -> list[devices.Device]:
     """What a guest consists of, cold or restored."""
     arch = recipe.kernel.spec.arch
     path = qemu.firmware(arch.firmware) if arch.firmware is not None else None
     firmware = [] if path is None else [devices.Firmware(path=path)]
     return [
         *firmware,
-        devices.Machine(arch=arch, cpu=recipe.cpu, cpus=CPUS, accelerator=recipe.accelerator),
+        devices.Machine(arch=arch, cpu=recipe.cpu, cpus=CPUS, accelerator=accelerator),
         devices.Console(device=arch.console, descriptor=console),
         _port(recipe.kernel, port),
         devices.Monitor(descriptor=monitor),

@@ -242,6 +242,14 @@ class Store:
         """Bytes on disk, hard links counted once."""
         return sum(_sizes(self.root).values())
 
+    def trim(self, kind: str, *, cap_bytes: int) -> tuple[str, ...]:
+        """Remove trees of one kind, used longest ago first, until those left take at most `cap_bytes`; their keys. For
+        what is cheap to make anew: unlike `prune` it does not ask who else uses the cache, so a reader must be ready
+        to find a tree gone between looking and opening. CacheError.
+        """
+        with _writing(self.root):
+            return _trim(self.root, kind, cap_bytes)
+
     def prune(self, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> Pruned:
         """Remove what was used longest ago until at most `cap_bytes` are left. CacheError while another run uses the
         cache.
@@ -433,6 +441,28 @@ def _prune(root: Path, cap_bytes: int) -> Pruned:
         removed.append("/".join(path.relative_to(root).parts))
     left = sum(_sizes(root).values())
     return Pruned(removed=tuple(removed), freed=before - left, left=left)
+
+
+def _trim(root: Path, kind: str, cap_bytes: int) -> tuple[str, ...]:
+    """Oldest use first, with the blobs only they hold. Who has a file of them open keeps it."""
+    trees = {path: [(_inode(file), file.stat().st_blocks * 512) for file in _files(path)]
+             for path in root.glob(f"trees/{kind}/*")}  # fmt: skip
+    left = sum(size for files in trees.values() for _, size in files)
+    if left <= cap_bytes:
+        return ()
+    blobs = {_inode(path): path for path in root.glob("blobs/??/*")}
+    removed: list[str] = []
+    for path in sorted(trees, key=lambda path: path.stat().st_mtime):
+        if left <= cap_bytes:
+            break
+        shutil.rmtree(path)
+        for inode, size in trees[path]:
+            blob = blobs.get(inode)
+            if blob is not None and blob.stat().st_nlink == 1:
+                blob.unlink()
+            left -= size
+        removed.append(path.name)
+    return tuple(removed)
 
 
 def _files(path: Path) -> list[Path]:

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import CacheError
 from harness.store import Store
 from harness.vm.devices import RESULT_CHARDEV
 from harness.vm.qmp import Qmp, QmpError
 
 _KIND = "guests"
+# Forty guests. Each change of a kernel, of QEMU or of our guest's code leaves the one before it behind.
+CAP_BYTES = 4 << 30
 _PAGE = 4096
 _BLOCK = 256 * _PAGE
 _ZERO_PAGE = bytes(_PAGE)
@@ -67,7 +70,8 @@ def save(store: Store, name: str, monitor: Qmp, memory: int, deadline: float) ->
     """Save the guest behind `monitor`, whose RAM is the file open as `memory`; the guest stands still afterwards.
 
     The port to the guest must have been hung up: a guest saved with its host there would not notice the next one
-    coming. It must not be stopped first: a guest saved while paused wakes up paused. Raises QmpError, CacheError.
+    coming. It must not be stopped first: a guest saved while paused wakes up paused. Saved guests together keep within
+    CAP_BYTES: those used longest ago go. Raises QmpError, CacheError.
     """
     _await_hang_up(monitor, deadline)
     _set_capabilities(monitor, deadline)
@@ -81,6 +85,8 @@ def save(store: Store, name: str, monitor: Qmp, memory: int, deadline: float) ->
         _copy_sparse(memory, copy)
         files = {"memory": store.put_file(copy), "state": store.put_file(state)}
         tree = store.put_tree(_KIND, name, files)
+    with contextlib.suppress(CacheError, FileNotFoundError):  # two at once, or a cache that cannot be written
+        store.trim(_KIND, cap_bytes=CAP_BYTES)
     # QEMU opens a private mapping's file for writing all the same (`readonly=on` would make the guest's RAM read-only).
     with contextlib.suppress(OSError):
         (tree / "memory").chmod(0o644)

@@ -50,7 +50,7 @@ def has_uart(kernel: Kernel) -> bool:
     recipe = boot.Recipe(
         kernel=kernel, packages=guests.packages(kernel.spec.arch), store=guests.store(), accelerator="tcg"
     )
-    return any(isinstance(device, devices.ResultUart) for device in boot._hardware(recipe, 0, 0, 0))
+    return any(isinstance(device, devices.ResultUart) for device in boot._hardware(recipe, 0, 0, 0, "tcg"))
 
 
 @pytest.mark.parametrize("identity", [X86, ARM])
