@@ -63,9 +63,9 @@ def collect(run: RunResult) -> list[Finding]:
     view = View(run)
     found = [finding for program in view.all_programs() for finding in _of_program(view, program)]
     for cell in run.cells:
-        for text in loaders.lines(cell):
-            rule, text = RULES["loaders-disagree"], f"{cell.id}: {text}"
-            found.append(Finding(rule=rule, text=text, subject=text, path=cell.object.path))
+        for row in loaders.lines(cell):
+            text = f"{cell.id}: {row}"
+            found.append(Finding(rule=RULES["loaders-disagree"], text=text, subject=text, path=cell.object.path))
         if cell.disagreements:
             continue
         if cell.status in TROUBLE or (cell.status is CellStatus.FAILED and all(prog.met for prog in cell.progs)):
