@@ -39,13 +39,16 @@ def timeless(value: Any) -> Any:
 
 
 def comparable(facts: dict[str, Any]) -> dict[str, Any]:
-    """`timeless`, with the numbers of map descriptors blanked: they count what the loader has open already."""
+    """`timeless`, without the numbers of map descriptors (they count what the loader has open already) and, in logs,
+    the kernel's own addresses of maps.
+    """
     for prog in facts["progs"]:
         insns = bytearray(base64.b64decode(prog["insns"]))
         for ref in prog["refs"]:
             if ref["kind"] in ("map_fd", "map_value"):
                 insns[8 * ref["insn"] + 4 : 8 * ref["insn"] + 8] = bytes(4)
         prog["insns"] = insns.hex()
+        prog["log"] = re.sub(r"\b0xffff[0-9a-f]{12}\b", "ADDRESS", prog["log"])
     return dict(timeless(facts))
 
 
