@@ -42,7 +42,7 @@ _PVH_ENTRY = "18"  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
 _KERNEL_ARGS = ("cryptomgr.notests",)
 
 # A restored guest has one thing to do at a time: two processors that take turns in one thread of the host cost a tenth
-# less than two threads that interrupt each other, on a busy host a third. A boot is work for both.
+# less than two threads that interrupt each other, on a busy host a tenth to a seventh. A boot is work for both.
 _RESTORED = {"tcg": "tcg,thread=single"}
 
 

@@ -63,8 +63,8 @@ def _object_file(path: Path, relative: str) -> ObjectFile:
 
 
 def check_objects(objects: Sequence[ObjectFile], byteorders: Iterable[str]) -> None:
-    """Open each as the guest will. UsageError when one is no ELF, no BPF object, or truncated, or when all are of a byte
-    order that no kernel has.
+    """Open each as the guest will. UsageError when one is no ELF, no BPF object, or truncated, or when all are of a
+    byte order that no kernel has.
     """
     orders = set(byteorders)
     order = orders.pop() if len(orders) == 1 and orders.isdisjoint(file.byteorder for file in objects) else None

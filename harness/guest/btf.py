@@ -16,6 +16,7 @@ from struct import Struct, calcsize
 
 from .elf import Elf, is_elf
 from .errors import E2BIG, EINVAL, CoreError, MalformedBtf
+from .names import essential_name
 
 (
     BTF_KIND_UNKN, BTF_KIND_INT, BTF_KIND_PTR, BTF_KIND_ARRAY, BTF_KIND_STRUCT, BTF_KIND_UNION,
@@ -477,16 +478,6 @@ class Btf:
                 f"{self.name}: {self.type(start)!r} has no size: nested too deep", EINVAL, "unresolvable_size"
             )
         raise CoreError(f"{self.name}: {self.type(start)!r} is larger than 4 GiB", E2BIG, "unresolvable_size")
-
-
-def essential_name(name: str) -> str:
-    """A name without its flavor (bpf_core_essential_name_len): cut at the last `X___Y` with X and Y not underscores."""
-    at = name.rfind("___")
-    while at > 0:
-        if name[at - 1] != "_" and name[at + 3 : at + 4] not in ("", "_"):
-            return name[:at]
-        at = name.rfind("___", 0, at + 2)
-    return name
 
 
 def load(path: str, base: Btf | None = None) -> Btf:

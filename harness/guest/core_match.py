@@ -21,7 +21,6 @@ from .btf import (
     KIND_NAMES,
     Btf,
     Type,
-    essential_name,
 )
 from .core_spec import (
     BPF_CORE_SPEC_MAX_LEN,
@@ -34,6 +33,7 @@ from .core_spec import (
     is_flexible,
 )
 from .errors import E2BIG, EINVAL, CoreError
+from .names import essential_name
 
 MAX_DEPTH = 32
 _WORK_LIMIT = (

@@ -13,6 +13,7 @@ from . import kconfig
 from .core_match import Matcher
 from .core_spec import type_text
 from .errors import EINVAL, ExternError
+from .names import essential_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Externs:
 
     def _resolve_typed(self, ksym: Ksym, kernel: KernelSymbols) -> None:
         kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-        name = B.essential_name(ksym.name) if ksym.is_func else ksym.name
+        name = essential_name(ksym.name) if ksym.is_func else ksym.name
         found = kernel.find(name, kind)
         if found is None:
             ksym.why = "not in the kernel's BTF" if kernel.btf() is not None else "the kernel has no BTF of its own"
@@ -232,7 +233,7 @@ class KernelSymbols:
 
 def find_own(btf: B.Btf, name: str, kind: int) -> int | None:
     """The first of a split BTF's own types with that name and kind (btf__find_by_name_kind_own())."""
-    for type_id in btf.ids_by_essential_name(B.essential_name(name)):
+    for type_id in btf.ids_by_essential_name(essential_name(name)):
         if btf.kind(type_id) == kind and btf.type(type_id).name == name:
             return type_id
     return None

@@ -22,7 +22,8 @@ from .folding import fold
 from .kconfig import map_value
 from .linking import InfoRecords, Linked, Linker, LinkError
 from .loader import Attach, Preparer, Refusal, Verdict, verdict_load
-from .maps import KCONFIG, PROG_ARRAY, Creator, Map, close_all, internal_map, read_maps
+from .map_create import Creator, close_all
+from .maps import KCONFIG, PROG_ARRAY, Map, internal_map, read_maps
 from .prog_types import SecDef, parse_section
 from .refusals import explain
 

@@ -13,6 +13,7 @@ from .errors import EINVAL, ENOTSUP, ESRCH, MapError
 from .externs import find_own
 from .loader import Attach
 from .maps import BPF_F_LINK, BPF_F_VTYPE_BTF_OBJ_FD, MAP_TYPE, Map
+from .names import essential_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class StructOps:
                 self._used[id(prog)] = self._used.get(id(prog), False) or instance.item.autocreate
 
     def _find_type(self, instance: _Instance, kernel: KernelSymbols) -> None:
-        item, name = instance.item, B.essential_name(instance.type.name)
+        item, name = instance.item, essential_name(instance.type.name)
         found = kernel.find(name, B.BTF_KIND_STRUCT)
         if found is None:
             raise MapError(f"struct_ops '{item.name}': struct {name} is not found in kernel BTF", ESRCH, item.name)
@@ -136,7 +137,7 @@ class StructOps:
         assert local is not None
         kernel_members = {m[0]: (index, m) for index, m in enumerate(btf.members(kernel_type))}
         for index, (name, type_id, bit_offset, bits) in enumerate(local.members(instance.type)):
-            theirs = kernel_members.get(B.essential_name(name))
+            theirs = kernel_members.get(essential_name(name))
             prog = instance.progs.get(index)
             size = local.resolve_size(type_id)
             if theirs is None:

@@ -63,8 +63,9 @@ def _number(word: str) -> int | None:
 def visited(log: bytes) -> set[int]:
     """Instructions the log shows as walked through. Absence means something only when the log is complete.
 
-    7.x lists every instruction in tables before it walks (subprog arg tracking, live registers), indented by "%3d": from
-    the hundredth on they look like the walk's own lines. A walk begins with a line of registers, `0: R1=ctx() R10=fp0`.
+    7.x lists every instruction in tables before it walks (subprog arg tracking, live registers), indented by "%3d":
+    from the hundredth on they look like the walk's own lines. A walk begins with a line of registers,
+    `0: R1=ctx() R10=fp0`.
     """
     found: set[int] = set()
     walking = False

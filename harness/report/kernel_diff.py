@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import UsageError
-from harness.guest.btf import Btf, essential_name
+from harness.guest.btf import Btf
+from harness.guest.names import essential_name
 from harness.judge.explain import why
 from harness.model.result import ProgResult, Relocation, RunResult, Source, field_of
 from harness.model.verdict import Liveness

@@ -76,7 +76,8 @@ def entries(program: Program) -> list[Entry]:
         broken = any(relo.is_broken for relo in judged.values())
         found.append(
             Entry(
-                field=key.field, kind=key.kind, function=key.function, source=source, findings=findings, dull=dull, broken=broken
+                field=key.field, kind=key.kind, function=key.function, source=source, findings=findings,
+                dull=dull, broken=broken,
             )
         )  # fmt: skip
     return found

@@ -27,9 +27,9 @@ from harness.guest.btf import (
     BTF_KIND_VOLATILE,
     Btf,
     Type,
-    essential_name,
 )
 from harness.guest.errors import CoreError
+from harness.guest.names import essential_name
 
 _COMPOSITE = (BTF_KIND_STRUCT, BTF_KIND_UNION)
 _DEPTH = 3  # named members to look into; unnamed ones do not count

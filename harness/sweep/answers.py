@@ -20,6 +20,7 @@ from harness.guest.core_match import Matcher
 from harness.guest.errors import CoreError, GuestError
 from harness.guest.externs import Externs, Ksym
 from harness.guest.loader import OLD_HELPER
+from harness.guest.names import essential_name
 from harness.guest.prog_types import (
     ATTACH_BTF,
     ATTACH_PREFIX,
@@ -348,7 +349,7 @@ def _enumerators(btf: B.Btf, name: str) -> dict[str, int]:
 def _unlike(obj: BpfObject, ksym: Any, btf: B.Btf) -> str | None:
     """Why a kernel function or variable is not what the object declares; None when it is."""
     kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-    id_ = btf.find(B.essential_name(ksym.name) if ksym.is_func else ksym.name, kind)
+    id_ = btf.find(essential_name(ksym.name) if ksym.is_func else ksym.name, kind)
     if id_ is None:
         return f"externs: no {ksym.kind} {ksym.name} in vmlinux (a module may have it)"
     target = btf.type(id_).type

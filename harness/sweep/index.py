@@ -25,6 +25,7 @@ from zlib import crc32
 
 from harness.errors import UsageError
 from harness.guest import btf as B
+from harness.guest.names import essential_name
 
 _HEADER = Struct("=8sIIIIIII")
 _MAGIC = b"CMTXidx2"
@@ -77,7 +78,7 @@ class _Source(B.Btf):
 def hash_of(name: bytes) -> int:
     """The hash of a type's name without its flavor; never 0."""
     if b"___" in name:
-        name = B.essential_name(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        name = essential_name(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return crc32(name) or 1
 
 
@@ -164,13 +165,13 @@ class IndexedBtf(B.Btf):
 
     def _looked_up(self, essential: str) -> list[int]:
         wanted = hash_of(essential.encode("utf-8", "surrogateescape"))
-        if B.essential_name(essential) != essential:
+        if essential_name(essential) != essential:
             return self._searched(essential)
         found = []
         at = bisect_left(self._hashes, wanted)
         while at < len(self._hashes) and self._hashes[at] == wanted:
             id_ = self._hashed_ids[at]
-            if B.essential_name(self.type(id_).name) == essential:
+            if essential_name(self.type(id_).name) == essential:
                 found.append(id_)
             at += 1
         return found
@@ -178,7 +179,7 @@ class IndexedBtf(B.Btf):
     def _searched(self, essential: str) -> list[int]:
         """The slow way, over all names."""
         names = ((id_, self._name(id_)) for id_ in range(1, self.count))
-        return [id_ for id_, name in names if name and B.essential_name(name) == essential]
+        return [id_ for id_, name in names if name and essential_name(name) == essential]
 
     def _name(self, id_: int) -> str:
         return self.string(self._words[self._places[id_ - 1]])
@@ -186,7 +187,7 @@ class IndexedBtf(B.Btf):
     def find(self, name: str, kind: int) -> int | None:
         """The first id with exactly that name and kind."""
         known = kind in ROOT_KINDS
-        candidates = self.ids_by_essential_name(B.essential_name(name)) if known else self._ids_of_string(name)
+        candidates = self.ids_by_essential_name(essential_name(name)) if known else self._ids_of_string(name)
         return next((id_ for id_ in candidates if self.kind(id_) == kind and self._name(id_) == name), None)
 
     def _ids_of_string(self, name: str) -> list[int]:

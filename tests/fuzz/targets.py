@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from harness.guest import btf_load, kconfig, settings, struct_ops, verifier_log
 from harness.guest.bpf_object import BpfObject
-from harness.guest.btf import KIND_NAMES, Btf, essential_name
+from harness.guest.btf import KIND_NAMES, Btf
 from harness.guest.btf_ext import BtfExt
 from harness.guest.core_relo import Targets, relocate
 from harness.guest.elf import SHT_REL, Elf
@@ -19,6 +19,7 @@ from harness.guest.errors import GuestError
 from harness.guest.externs import Externs
 from harness.guest.linking import InfoRecords, Linker
 from harness.guest.maps import read_maps
+from harness.guest.names import essential_name
 from harness.guest.prog_types import parse_section
 from harness.guest.wire import Decoder, WireError
 from tests.fuzz import seeds

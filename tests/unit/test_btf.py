@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from harness.guest import btf as B  # noqa: N812 - as in the guest
-from harness.guest.btf import Btf, essential_name, load
+from harness.guest import btf as B
+from harness.guest.btf import Btf, load
 from harness.guest.elf import Elf
 from harness.guest.errors import CoreError, GuestError, MalformedBtf
+from harness.guest.names import essential_name
 from tests.support.btf_builder import BtfBuilder
 from tests.support.clang import compile_target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.guest import maps
+from harness.guest import map_create, maps
 from harness.guest.bpf_object import BpfObject
 from harness.guest.btf import KIND_NAMES, Btf
 from harness.guest.btf_load import BtfImage, complete, sanitise, variable_places
@@ -124,7 +124,7 @@ def test_a_bad_definition_names_map_and_field(fields: str, words: str) -> None:
 def test_possible_cpus(tmp_path: Path, text: str, count: int) -> None:
     place = tmp_path / "possible"
     place.write_text(text)
-    assert maps.possible_cpus(str(place)) == count
+    assert map_create.possible_cpus(str(place)) == count
 
 
 RICH = MACROS + """
