@@ -67,8 +67,9 @@ def examine(matrix: Matrix, store: Store, os_release: Path = Path("/etc/os-relea
     yield _clang(install)
     yield _headers(install)
     arches = list(dict.fromkeys(kernel.arch for kernel in matrix.kernels))
+    exotic = {arch.name for arch in arches} - {k.arch.name for k in matrix.kernels if "exotic" not in k.tags}
     for arch in arches:
-        yield _qemu(arch, install)
+        yield _qemu(arch, install, optional=arch.name in exotic)
     for arch in arches:
         yield _guest(arch, matrix, store)
 
@@ -149,13 +150,14 @@ def _headers(install: Installer) -> Finding:
     return Finding(name="libbpf headers", ok=False, text=text, remedy=install.remedy("libbpf-dev"))
 
 
-def _qemu(arch: Architecture, install: Installer) -> Finding:
+def _qemu(arch: Architecture, install: Installer, *, optional: bool) -> Finding:
     name = f"QEMU {arch.name}"
     try:
         path = qemu.binary(arch)
         return Finding(name=name, ok=True, text=f"{path}, version {qemu.version(path)}")
     except CorematrixError as error:
-        return Finding(name=name, ok=False, text=error.message, remedy=install.remedy(arch.qemu_package))
+        text = f"{error.message}{' (only for kernels tagged `exotic`)' if optional else ''}"
+        return Finding(name=name, ok=None if optional else False, text=text, remedy=install.remedy(arch.qemu_package))
 
 
 def _guest(arch: Architecture, matrix: Matrix, store: Store) -> Finding:
