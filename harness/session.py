@@ -12,7 +12,6 @@ deadlines are checked here and in `guest/wire.py`, the meaning of the facts in `
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 import time
@@ -25,11 +24,11 @@ from typing import Any, Literal, TextIO
 from harness import boot, payload
 from harness.boot import Guest, GuestPackages, Recipe
 from harness.errors import CorematrixError, GuestLostError, InfrastructureError
-from harness.guest.wire import Frame, WireError
+from harness.guest.wire import WireError
 from harness.model.kernel import Kernel
 from harness.model.verdict import Start
 from harness.store import Store
-from harness.transport import ChannelClosedError, ChannelTimeoutError
+from harness.transport import ChannelClosedError, ChannelTimeoutError, question
 from harness.vm import accelerator, qemu, snapshot
 from harness.vm.qmp import QmpError
 
@@ -285,7 +284,7 @@ class Session:
         with self._losses(guest, "ready", seconds):
             answer = guest.channel.receive(time.monotonic() + seconds)
             if answer.message.get("type") != "ready":
-                raise WireError(_unexpected(answer.message, "ready"))
+                raise WireError(question.unexpected(answer.message, "ready"))
 
     def _check_btf(self, guest: Guest) -> None:
         """A BTF from elsewhere is noted with what is known of it. UsageError when it is another kernel's."""
@@ -336,21 +335,10 @@ class Session:
         on_progress: Callable[[dict[str, Any]], None] = lambda _message: None,
     ) -> dict[str, Any]:  # fmt: skip
         """Send one request and take its answer of type `wanted`, whatever else the guest does in the meantime."""
-        deadline = time.monotonic() + seconds
-        nonce = os.urandom(16)
         with self._losses(guest, message["op"], seconds):
-            guest.channel.send(Frame(message, nonce, blob), deadline)
-            while True:
-                answer = guest.channel.receive(deadline)
-                if answer.nonce != nonce:
-                    raise WireError("an answer to a question we did not ask (its nonce is not ours)")  # noqa: EM101
-                kind = answer.message.get("type")
-                if kind == "progress":
-                    on_progress(answer.message)
-                elif kind == wanted:
-                    return answer.message
-                else:
-                    raise WireError(_unexpected(answer.message, wanted))
+            return question.ask(
+                guest.channel, message, blob=blob, seconds=seconds, wanted=wanted, on_progress=on_progress
+            )
 
     @contextmanager
     def _losses(self, guest: Guest, operation: str, seconds: float) -> Iterator[None]:
@@ -379,12 +367,6 @@ class Session:
         details = "; ".join(part for part in (words, said and f"QEMU: {said}") if part)
         text = f"{self._kernel.spec.id}: {message}" + (f": {details}" if details else "")
         return GuestLostError(text, status=status, console_tail=console.tail())
-
-
-def _unexpected(message: dict[str, Any], wanted: str) -> str:
-    if message.get("type") == "fault":
-        return f"a fault of the guest's own code: {str(message.get('traceback'))[-4000:]}"
-    return f"{str(message.get('type'))[:40]!r} instead of {wanted!r}"
 
 
 def main(words: list[str], out: TextIO, err: TextIO) -> int:

@@ -17,7 +17,7 @@ from harness.guest.wire import Frame, WireError
 from harness.model.kernel import Kernel
 from harness.model.verdict import Start
 from harness.session import JudgeRequest, SessionOptions
-from harness.transport import Channel, ChannelClosedError, ChannelTimeoutError
+from harness.transport import Channel, ChannelClosedError, ChannelTimeoutError, question
 
 _MAX_BLOB = 32 << 20
 _JUDGE_SECONDS = 300.0
@@ -125,21 +125,10 @@ class ServedSession:
     ) -> dict[str, Any]:  # fmt: skip
         """See `Backend`."""
         served = self._open()
-        deadline = time.monotonic() + seconds
-        nonce = os.urandom(16)
         with self._losses(served, message["op"], seconds):
-            served.channel.send(Frame(message, nonce, blob), deadline)
-            while True:
-                answer = served.channel.receive(deadline)
-                if answer.nonce != nonce:
-                    raise WireError("an answer to a question we did not ask (its nonce is not ours)")  # noqa: EM101
-                kind = answer.message.get("type")
-                if kind == "progress":
-                    on_progress(answer.message)
-                elif kind == wanted:
-                    return answer.message
-                else:
-                    raise WireError(_unexpected(answer.message, wanted))
+            return question.ask(
+                served.channel, message, blob=blob, seconds=seconds, wanted=wanted, on_progress=on_progress
+            )
 
     def send(self, message: dict[str, Any]) -> None:
         """See `Backend`."""
@@ -184,9 +173,3 @@ def _notes(hello: dict[str, Any]) -> tuple[str, ...]:
     lockdown = hello["guest"]["lockdown"]
     locked = [f"kernel lockdown is {lockdown!r}: it may refuse what it accepts elsewhere"]
     return (*hidden, *(locked if lockdown not in (None, "none") else []))
-
-
-def _unexpected(message: dict[str, Any], wanted: str) -> str:
-    if message.get("type") == "fault":
-        return f"a fault of the guest's own code: {str(message.get('traceback'))[-_TAIL:]}"
-    return f"{str(message.get('type'))[:40]!r} instead of {wanted!r}"

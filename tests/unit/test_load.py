@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def run(place: Path, *kernels: str) -> tuple[list[dict[str, Any]], int]:
                "--quiet", "--output", str(place / "runs")]  # fmt: skip
     own = {**os.environ, "PYTHONPATH": str(ROOT), "COREMATRIX_CACHE": str(place / "cache")}
     # A process counts what its parent held when it was forked: a small one stands between pytest's worker and the run.
-    done = subprocess.run([sys.executable, "-c", _BETWEEN, *command], env=own, capture_output=True, text=True, check=False)
+    between = [sys.executable, "-c", _BETWEEN, *command]
+    done = subprocess.run(between, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (stored,) = (place / "runs").glob("*/run.json")
     return json.loads(stored.read_text())["cells"], int(done.stdout) // 1024
