@@ -28,6 +28,7 @@ VERBS = {
     "kernels": "what the matrix holds, where it comes from, what is cached",
     "exec": "run a command in a guest of a kernel, with files of yours",
     "shell": "an interactive guest of a kernel, with the loader in it",
+    "bisect": "the first kernel where a program's verdict, or a relocation's outcome, changes",
     "doctor": "what this machine can do, and the command that mends each lack",
     "diff": "what changed between two stored runs",
     "report": "a stored run in another format",

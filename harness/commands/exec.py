@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +15,7 @@ from harness.apt.guest import fetch_guest
 from harness.backends import execution
 from harness.boot import GuestPackages
 from harness.errors import UsageError
+from harness.model.kernel import KernelSpec
 from harness.model.machines import with_this_machine
 from harness.report import untrusted
 from harness.session import SessionOptions
@@ -64,15 +65,20 @@ def _input() -> int | None:
     return None if sys.stdin is None or sys.stdin.isatty() else 0
 
 
+def one_kernel(rows: Sequence[KernelSpec], name: str) -> KernelSpec:
+    """The row of that name; a glob will do where it matches one only. Raises NothingJudgedError, UsageError."""
+    spec, *more = matrix.select_kernels(rows, matrix.KernelSelector(globs=(name,)))
+    if more:
+        message = f"{name!r} names {1 + len(more)} kernels"
+        raise UsageError(message, remedy=f"one of {', '.join(row.id for row in (spec, *more))}")
+    return spec
+
+
 @contextmanager
 def opened(options: argparse.Namespace, stderr: TextIO) -> Iterator[backends.Backend]:
     """A session on the kernel asked for. Raises NothingJudgedError, UsageError and what its backend raises."""
     loaded = config.load_matrix(options.matrix)
-    rows = with_this_machine(loaded.kernels, [options.kernel])
-    spec, *more = matrix.select_kernels(rows, matrix.KernelSelector(globs=(options.kernel,)))
-    if more:
-        message = f"{options.kernel!r} names {1 + len(more)} kernels"
-        raise UsageError(message, remedy=f"one of {', '.join(row.id for row in (spec, *more))}")
+    spec = one_kernel(with_this_machine(loaded.kernels, [options.kernel]), options.kernel)
     if spec.backend in backends.MACHINES and not options.yes_on_this_machine:
         message = f"{spec.id} is no guest: the command would run, as root, on a machine that is somebody's"
         raise UsageError(message, remedy="add --yes-on-this-machine when you mean it")

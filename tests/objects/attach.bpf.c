@@ -1,6 +1,5 @@
 /* One program for each way of attaching, and for each way it can fail. Every one of them loads. */
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
+#define SEC(name) __attribute__((section(name), used))
 
 char _license[] SEC("license") = "GPL";
 
