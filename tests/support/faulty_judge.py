@@ -113,6 +113,7 @@ FAULTS = {
     "large": lambda data: {"type": "facts", "text": "x" * int(data)},
     "panic": lambda data: _sysrq("c"),
     "hang": lambda data: _sleep(),
+    "late": lambda data: time.sleep(5),
     "spin": lambda data: _spin(),
     "out_of_memory": lambda data: _eat(),
     "fork_bomb": lambda data: _fork(),
@@ -131,7 +132,8 @@ FAULTS = {
     "no_object": lambda data: _write(_frame(b"[1]")),
     "deep": lambda data: _write(_frame(b'{"a":' * 5000 + b"1" + b"}" * 5000)),
     "hello": lambda data: {"type": "hello"},
-    "clock_1970": lambda data: time.clock_settime(time.CLOCK_REALTIME, 5.0),
+    # A day later than that: the kernel takes no time of day that is less than its uptime (do_settimeofday64).
+    "clock_1970": lambda data: time.clock_settime(time.CLOCK_REALTIME, 86400.0),
     "stderr": lambda data: sys.stderr.write("\x1b]0;title\x07\x1b[31mred <script>\n") and None,
 }
 

@@ -38,6 +38,7 @@ DIES = (
 )
 HANGS = (
     ("hang", r"did not answer during 'judge' within 3 s"),
+    ("late", r"did not answer during 'judge' within 3 s"),
     ("spin", r"did not answer during 'judge' within 3 s"),
     ("half", r"within 3 s \(32 bytes of an answer had come\)|within 3 s \(36 bytes"),
     ("fork_bomb", r"did not answer|died"),
@@ -87,6 +88,10 @@ def test_the_console_of_a_guest_that_talks_without_end_is_bounded(kernel: Kernel
 def test_the_console_is_evidence_without_escapes(kernel: Kernel) -> None:
     with Session(kernel, guests.options(kernel, sources=guests.faulty_sources())) as session:
         session.judge(JudgeRequest(name="stderr"), b"", lambda _message: None)
+        for _ in range(50):  # the UART goes out byte by byte, beside the answer: questions give the guest time to
+            if "red <script>" in session.console:
+                break
+            session.judge(JudgeRequest(name="none"), b"", lambda _message: None)
         assert "red <script>" in session.console
         assert "\x1b" not in session.console
         assert "\x07" not in session.console
@@ -103,6 +108,13 @@ def test_an_answer_to_an_earlier_question_is_refused(kernel: Kernel) -> None:
         with pytest.raises(GuestLostError, match="nonce") as caught:
             session.judge(JudgeRequest(name="none"), b"", lambda _message: None)
         assert caught.value.status == "error"
+
+
+def test_a_guest_whose_clock_jumps_to_1970_goes_on_answering(kernel: Kernel) -> None:
+    with Session(kernel, guests.options(kernel, sources=guests.faulty_sources())) as session:
+        for name in ("clock_1970", "none", "clock"):
+            answer = session.judge(JudgeRequest(name=name), b"", lambda _message: None)
+        assert 86400e9 <= answer["time_ns"] < 87000e9
 
 
 def test_a_kernel_that_never_boots(kernel: Kernel, tmp_path: Path) -> None:
