@@ -96,6 +96,7 @@ class _Flow:
         self._patience = patience
         self._run = uuid.uuid4().hex
         self._events: SimpleQueue[Callable[[], Iterable[CellResult]]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[str, Cell, Any]] = SimpleQueue()
         self._known: set[str] = set()
         self._futures: dict[str, Any] = {}
         self._supplied: set[tuple[str, str, str]] = set()
@@ -114,6 +115,17 @@ class _Flow:
             for result in event():
                 self._listener.on_result(result)
                 yield result
+
+    def _settle(self) -> Iterable[CellResult]:
+        """All tasks that have ended by now, their answers fetched together: one round trip, not one for each cell."""
+        ended = []
+        with suppress(Empty):
+            while True:
+                ended.append(self._ended.get_nowait())
+        ours = [(name, cell, future) for name, cell, future in ended if self._futures.get(str(cell.id)) is future]
+        for (name, cell, _), answer in zip(ours, self._answers([future for *_, future in ours]), strict=True):
+            self._forget(str(cell.id))
+            yield from self._settled(name, cell, answer)
 
     def stop(self) -> None:
         """End every guest of this run on every worker, and wait until that is done."""
@@ -209,7 +221,12 @@ class _Flow:
             return
         self._futures[str(cell.id)] = future
         self._listener.on_cell(cell, f"on {name}")
-        future.add_done_callback(lambda done: self._events.put(lambda: self._done(name, cell, done)))
+        future.add_done_callback(lambda done: self._end_of(name, cell, done))
+
+    def _end_of(self, name: str, cell: Cell, future: Any) -> None:
+        """On a thread of Dask's."""
+        self._ended.put((name, cell, future))
+        self._events.put(self._settle)
 
     def _forget(self, identity: str) -> None:
         future = self._futures.pop(identity, None)
@@ -217,11 +234,7 @@ class _Flow:
             with suppress(Exception):
                 future.release()
 
-    def _done(self, name: str, cell: Cell, future: Any) -> Iterable[CellResult]:
-        if self._futures.get(str(cell.id)) is not future:
-            return  # taken from this worker meanwhile
-        answer = self._answer(future)
-        self._forget(str(cell.id))
+    def _settled(self, name: str, cell: Cell, answer: Any) -> Iterable[CellResult]:
         if isinstance(answer, Judged):
             if self._dispatcher.finished(name, cell):
                 yield self._finished(cell, answer)
@@ -232,10 +245,25 @@ class _Flow:
             self._dispatcher.again(name, cell)
             yield from self._give_up_lossy()
 
-    def _answer(self, future: Any) -> Any:
+    def _answers(self, futures: list[Any]) -> list[Any]:
+        """What each task returned, or why there is nothing: its worker went, or it failed outside our code."""
+        sound = [future for future in futures if future.status == "finished"]
+        together = self._fetched(lambda: self._client.sync(self._client._gather, sound, callback_timeout=_CALL_SECONDS))
+        if isinstance(together, list) and len(together) == len(sound):
+            answers = dict(zip(map(id, sound), together, strict=True))
+        else:
+            answers = {}
+        return [
+            answers[id(future)]
+            if id(future) in answers
+            else self._fetched(functools.partial(future.result, timeout=_CALL_SECONDS))
+            for future in futures
+        ]
+
+    def _fetched(self, fetch: Callable[[], Any]) -> Any:
         try:
-            return future.result(timeout=_CALL_SECONDS)
-        except Exception as error:  # the worker went with its result, or failed outside our code
+            return fetch()
+        except Exception as error:  # Dask's own errors have no common base
             return error
 
     def _finished(self, cell: Cell, answer: Judged) -> CellResult:
