@@ -71,7 +71,7 @@ def _loads_of(code: bytearray, start: int, register: int, targets: set[int]) -> 
     at = start
     while at < len(code) // I.INSN_SIZE:
         if at in targets:
-            return None if _is_used_from(code, [at], register) else found
+            return None if is_used_from(code, [at], register) else found
         op, dst, src, _, _ = I.read(code, at, _ORDER)
         if op & 7 == I.BPF_LDX and op & 0xE0 == I.BPF_MEM and src == register:
             found.append(at)
@@ -81,7 +81,7 @@ def _loads_of(code: bytearray, start: int, register: int, targets: set[int]) -> 
             return found
         following = _following(code, at)
         if op & 7 in _JUMPS and op != I.CALL:
-            return None if _is_used_from(code, following, register) else found
+            return None if is_used_from(code, following, register) else found
         at = following[0]
     return None
 
@@ -98,7 +98,7 @@ def _following(code: bytearray, at: int) -> list[int]:
     return [at + 1, at + 1 + off]
 
 
-def _is_used_from(code: bytearray, places: list[int], register: int) -> bool:
+def is_used_from(code: bytearray, places: list[int], register: int) -> bool:
     """Whether any path from `places` reads the register before it gets another value."""
     todo, seen = list(places), set()
     while todo:

@@ -62,6 +62,7 @@ class Machine:
         self._kconfig_bad: bool | None = None
         self._sha256: str | None = None
         self._wrapper: bool | None = None
+        self._calls: bool | None = None
         self._kallsyms: dict[str, int] | None = None
         self._left: tuple[set[int], set[int]] = (set(), set())
         self.btf = self._target()
@@ -159,6 +160,12 @@ class Machine:
                 self._wrapper = probe.syscall_wrapper()
             return int(self._wrapper)
         return None
+
+    def has_calls(self) -> bool:
+        """Whether this kernel has bpf-to-bpf calls; tried when first asked."""
+        if self._calls is None:
+            self._calls = probe.calls(self.bpf)
+        return self._calls
 
     def syscall_prefix(self) -> str:
         """What stands before a system call's name in its function here (libbpf's attach_ksyscall())."""

@@ -40,6 +40,7 @@ LOADER = "corematrix 0.1.0"
 _GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 _OPENS_FOREIGN = (1, 5)  # since then libbpf opens objects of the other byte order, and refuses only to load them
 _MAX_FATAL = 64
+_NO_CALLS = "this kernel has no bpf-to-bpf calls (4.16)"
 
 
 class Skip(Exception):
@@ -323,7 +324,7 @@ class ObjectJudge:
         facts["alone"] = self._error is not None
         facts["adaptations"] = list(self._adaptations)
         self._fold(linked, facts["adaptations"])
-        info = self._infos.of(linked)
+        linked, info = self._without_calls(linked, facts)
         attach = self._struct_ops_attach(prog, definition)
         load = self._preparer.prepare(prog, definition, linked, info, attach, facts["adaptations"])
         if attach is not None:
@@ -353,6 +354,27 @@ class ObjectJudge:
             adaptations.append({"name": "constants_folded", "libbpf": False, "detail": detail})
             folded = {site.at for site in linked.constants}
             linked.refs = [ref for ref in linked.refs if ref.insn not in folded]
+
+    def _without_calls(self, linked: Linked, facts: dict[str, Any]) -> tuple[Linked, tuple[bytes, bytes]]:
+        """The program and its func_info and line_info; inlined, without any, where this kernel has no bpf-to-bpf
+        calls. libbpf would let the verifier refuse it."""
+        assert self._infos is not None
+        if len(linked.funcs) == 1 or self._machine.has_calls():
+            return linked, self._infos.of(linked)
+        from .inlining import CannotInline, inline
+
+        try:
+            flat, places = inline(linked)
+        except CannotInline as why:
+            text = f"{_NO_CALLS}, and it cannot be inlined: {why}"
+            raise Skip("pre_verifier", None, text, unsupported="calls") from None
+        detail = f"{len(linked.funcs) - 1} functions became part of their callers: {_NO_CALLS}"
+        adaptation = {"name": "calls_inlined", "libbpf": False, "detail": detail}
+        relos = [(item["relo"], at) for item in facts["relos"] for at in places.get(item["insn"], ())]
+        self._describe(flat, facts)
+        facts["relos"] = [{"relo": relo, "insn": at} for relo, at in relos]
+        facts["adaptations"].append(adaptation)
+        return flat, (b"", b"")
 
     def _struct_ops_attach(self, prog: Prog, definition: SecDef | None) -> Attach | None:
         assert self._struct_ops is not None

@@ -11,7 +11,7 @@ import os
 import struct
 
 from . import raw_btf as R
-from .insn import CALL, EXIT, LDIMM64, native
+from .insn import BPF_PSEUDO_CALL, CALL, EXIT, LDIMM64, native
 from .prog_types import ATTACH_TYPE, PROG_TYPE
 from .syscall import LINK_CREATE, Bpf, MapCreate, ProgLoad
 
@@ -209,6 +209,12 @@ def _uprobe_link_errno(bpf: Bpf, prog: int, pid: int) -> int:
     except OSError as error:
         return error.errno or 0
     return 0
+
+
+def calls(bpf: Bpf) -> bool:
+    """Whether programs may call functions of their own (4.16). Asked only for programs that do, so no part of
+    `survey`."""
+    return _accepts(bpf, _program("socket_filter", (CALL, 0, BPF_PSEUDO_CALL, 0, 1), (EXIT,), *_RETURN_0))
 
 
 # perf_event_open's number and what libbpf's arch_specific_syscall_pfx() says, by `uname -m`.
