@@ -2,7 +2,7 @@
 
     cells/<identity>.json             the cell as in `run --json`, written the moment it is known
     logs/<identity>/<program>.log     the verdict load's verifier log
-    consoles/<kernel>-N.log           what the console of each guest said, those that were lost at boot included
+    consoles/<kernel>-N.log           what each guest's console said, if anything: guests boot `quiet`
     plan.json                         at the beginning: what each result depends on (commands/resume.py)
     run.json, report.txt              at the end, also of an interrupted run
 
