@@ -16,6 +16,12 @@ import sys
 
 from . import insn as I
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .linking import Linked
+
 _MOV64_K, _MOV32_K = 0xB7, 0xB4
 _JUMPS = (I.BPF_JMP, I.BPF_JMP32)
 _ORDER = sys.byteorder
@@ -54,6 +60,18 @@ def fold(code: bytearray, sites: list[Site], registers: dict[int, int]) -> int:
         I.write(code, site.at + 1, 0, 0, 0, 0, 0, _ORDER)
         reads += len(loads)
     return reads if complete else -1
+
+
+def fold_constants(linked: Linked, adaptations: list[dict[str, Any]]) -> None:
+    """Read-only data as constants, where this kernel has no maps for it; libbpf would let the verifier refuse."""
+    if not linked.constants:
+        return
+    reads = fold(linked.code, linked.constants, linked.registers)
+    if reads >= 0:
+        detail = f"{reads} reads of .rodata and Kconfig values became constants: this kernel has no global data"
+        adaptations.append({"name": "constants_folded", "libbpf": False, "detail": detail})
+        folded = {site.at for site in linked.constants}
+        linked.refs = [ref for ref in linked.refs if ref.insn not in folded]
 
 
 def _jump_targets(code: bytearray) -> set[int]:

@@ -18,7 +18,7 @@ from .core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
 from .errors import CoreError, GuestError, WrongEndian
 from .evidence import Collector, Subject
 from .externs import Externs
-from .folding import fold
+from .folding import fold_constants
 from .kconfig import map_value
 from .linking import InfoRecords, Linked, Linker, LinkError
 from .loader import Attach, Preparer, Refusal, Verdict, verdict_load
@@ -323,7 +323,7 @@ class ObjectJudge:
         self._check_maps(linked)
         facts["alone"] = self._error is not None
         facts["adaptations"] = list(self._adaptations)
-        self._fold(linked, facts["adaptations"])
+        fold_constants(linked, facts["adaptations"])
         linked, info = self._without_calls(linked, facts)
         attach = self._struct_ops_attach(prog, definition)
         load = self._preparer.prepare(prog, definition, linked, info, attach, facts["adaptations"])
@@ -343,17 +343,6 @@ class ObjectJudge:
 
         self._progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
         return try_attach(Attempt(self._machine.bpf, fd, facts, self._machine.syscall_prefix()))
-
-    def _fold(self, linked: Linked, adaptations: list[dict[str, Any]]) -> None:
-        """Read-only data as constants, where this kernel has no maps for it; libbpf would let the verifier refuse."""
-        if not linked.constants:
-            return
-        reads = fold(linked.code, linked.constants, linked.registers)
-        if reads >= 0:
-            detail = f"{reads} reads of .rodata and Kconfig values became constants: this kernel has no global data"
-            adaptations.append({"name": "constants_folded", "libbpf": False, "detail": detail})
-            folded = {site.at for site in linked.constants}
-            linked.refs = [ref for ref in linked.refs if ref.insn not in folded]
 
     def _without_calls(self, linked: Linked, facts: dict[str, Any]) -> tuple[Linked, tuple[bytes, bytes]]:
         """The program and its func_info and line_info; inlined, without any, where this kernel has no bpf-to-bpf
