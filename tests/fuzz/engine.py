@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz import seeds
+# `tests.fuzz.seeds` and `targets` import the guest's modules, which atheris must see being imported: only in functions.
 
 # libFuzzer's own limits: seconds for one input, MiB of the whole process (atheris and our imports take 150 of them).
 LIMITS = ("-timeout=20", "-rss_limit_mb=600", "-max_len=16384", "-len_control=0", "-print_final_stats=1")
@@ -41,6 +41,8 @@ def main(target: str, arguments: list[str]) -> None:
 
 def keep(target: str, data: bytes) -> Path:
     """A finding's file, named by what it holds; from then on an input of tests/unit/test_fuzz.py."""
+    from tests.fuzz import seeds
+
     path = seeds.FINDINGS / target / hashlib.sha256(data).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -49,6 +51,8 @@ def keep(target: str, data: bytes) -> Path:
 
 def start(target: str) -> list[bytes]:
     """Inputs that are right, for the fuzzer to make wrong."""
+    from tests.fuzz import seeds
+
     recipes = [struct.pack("<B", n) + bytes((n % 30, 3, n, 0, n, 0, 0, 0)) for n in range(64)]
     raw = {
         "elf": seeds.objects(),

@@ -263,6 +263,6 @@ def test_an_input_costs_at_most_a_multiple_of_its_size(name: str) -> None:
 
 def test_the_scales_weigh() -> None:
     memory, _, error = cost(lambda: bytes(range(256)) * (1 << 18))
-    assert memory >= 64 << 20
+    assert memory >= 60 << 20  # of 64: the kernel counts pages in batches
     assert not error
     assert "KeyError" in cost(lambda: {}[1])[2]
