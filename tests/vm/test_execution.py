@@ -107,7 +107,7 @@ def test_virtme_ng_gives_the_same_verdicts(tmp_path: Path) -> None:
         pytest.skip(f"needs root and {missing or 'kmod, busybox-static'}")
     kernel = guests.kernel("debian-6.1-generic-amd64")
     objects = {
-        name: compile_object(PROGRAMS / f"{name}.bpf.c", tmp_path / f"{name}.o").read_bytes()
+        name: compile_object(PROGRAMS / f"{name}.bpf.c", tmp_path / f"{name}.o", "-D__TARGET_ARCH_x86").read_bytes()
         for name in ("task_state", "thread_fsbase", "kconfig", "io_accounting")
     }
     found = []
