@@ -14,7 +14,8 @@ import pytest
 from tests.support import guests
 from tests.support.objects import PROGRAMS, compile_object
 
-pytestmark = [pytest.mark.vm, pytest.mark.network]
+# Seven kernels are booted, some of them fetched first: minutes on a clean machine.
+pytestmark = [pytest.mark.vm, pytest.mark.network, pytest.mark.ondemand]
 
 OLD, YOUNG = "debian-5.10-cloud-amd64", "debian-6.12-cloud-amd64"
 
