@@ -1,7 +1,7 @@
 """How many guests, where, and in what order. Cells go in, results come out as they are ready.
 
-`Executor` is the seam: `local.LocalExecutor` is the pool on this machine; an engine over several machines would stand
-beside it.
+`Executor` is the seam: `local.LocalExecutor` is the pool on this machine, `cluster.DaskExecutor` (docs/cluster.md)
+sends cells to workers elsewhere. `shard` cuts a run for machines that do not know of each other.
 """
 
 from __future__ import annotations
