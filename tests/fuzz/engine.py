@@ -19,7 +19,7 @@ def main(target: str, arguments: list[str]) -> None:
     try:
         import atheris
     except ImportError:
-        sys.stderr.write("atheris is not installed: pip install 'corematrix[fuzz]'\n")
+        sys.stderr.write("atheris is not installed: pip install atheris\n")
         raise SystemExit(4) from None
     with atheris.instrument_imports(include=["harness.guest"]):
         from tests.fuzz import targets

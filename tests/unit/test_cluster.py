@@ -167,7 +167,7 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setattr(cluster_worker, "judge_cell", fated)
     monkeypatch.setattr(cluster_worker, "announce", lambda: everything)
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://"
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp://"
     ) as running:
         yield running.scheduler_address
 
