@@ -15,7 +15,7 @@ from harness.guest import btf_load, settings
 from harness.guest import insn as I
 from harness.guest.bpf_object import BpfObject, Prog
 from harness.guest.externs import Externs
-from harness.guest.kconfig import Extern, map_value
+from harness.guest.kconfig import Extern, map_value, parse_u64
 from harness.guest.linking import Linked, Linker
 from harness.guest.maps import KCONFIG, Map, internal_map, read_maps
 from harness.predict.machine import Func, Program
@@ -25,8 +25,8 @@ _TRISTATE = {"n": 0, "y": 1, "m": 2}
 
 class KnownObject:
     """An opened object with what it holds for its programs: its maps, `settings` applied to .rodata, and its Kconfig
-    externs with `values` (name -> a number, true or false, y, n or m, text; None: not known). Raises GuestError where
-    libbpf refuses the object.
+    externs with `values` (name -> a number, true or false, y, n or m, text, `Spelled`; None: not known). Raises
+    GuestError where libbpf refuses the object.
 
     `unknown`: Kconfig externs without a value; the frozen map that holds them is then taken as not known.
     """
@@ -69,9 +69,21 @@ class KnownObject:
         return Linker(self.obj, self.maps, self.externs.all).link(prog)
 
 
+class Spelled(str):
+    """A Kconfig value as libbpf's log has it, the text behind `=` in the file: `y`, `0xfa`, `"none"` in its quotes."""
+
+    __slots__ = ()
+
+
 def encode(extern: Extern, value: object, byteorder: str) -> bytes:
-    """A Kconfig value as the `.kconfig` map holds it."""
+    """A Kconfig value as the `.kconfig` map holds it. ExternError for a `Spelled` that the extern cannot take."""
     order = "little" if byteorder == "little" else "big"
+    if isinstance(value, Spelled):
+        number = parse_u64(value)
+        if number is None:
+            extern.set_text(value, byteorder)
+            return extern.value
+        value = number
     if isinstance(value, str):
         if extern.kind == "tristate":
             return _TRISTATE.get(value, 0).to_bytes(4, order).ljust(extern.size, b"\0")  # type: ignore[arg-type]
@@ -143,9 +155,15 @@ def _program(
 
 
 def kconfig_of(externs: Iterable[Mapping[str, Any]]) -> dict[str, object]:
-    """Kconfig values by name, from facts or from an inspection; a weak one that is not set is 0."""
-    return {
-        x["name"]: (0 if x.get("value") is None else x["value"])
-        for x in externs
-        if x.get("kind") == "kconfig" and x.get("outcome") in ("resolved", "missing")
-    }
+    """Kconfig values by name, from facts or from an inspection; a weak one that is not set is 0. Facts of the loader
+    libbpf name no type, and spell values as Kconfig does.
+    """
+    rows = [x for x in externs if x.get("kind") == "kconfig" and x.get("outcome") in ("resolved", "missing")]
+    return {x["name"]: _value_of(x) for x in rows}
+
+
+def _value_of(extern: Mapping[str, Any]) -> object:
+    value = extern.get("value")
+    if isinstance(value, str) and value and extern.get("type") is None:
+        return Spelled(value)
+    return 0 if value is None else value

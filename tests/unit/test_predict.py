@@ -22,7 +22,7 @@ from harness.predict.compare import compare, notes
 from harness.predict.kernels import model_from
 from harness.predict.machine import Func, Program, predict
 from harness.predict.models import NEWEST, OLDEST, RULES, Model
-from harness.predict.program import encode
+from harness.predict.program import encode, kconfig_of
 from tests.support.btf_builder import BtfBuilder
 from tests.support.facts import begun, judged
 from tests.support.objects import PROGRAMS, compile_object
@@ -333,6 +333,22 @@ def test_kconfig_values_as_the_map_holds_them(kind, size, value, data):
     extern = Extern.__new__(Extern)
     extern.kind, extern.size = kind, size
     assert encode(extern, value, sys.byteorder) == data
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "text", "data"),
+    [
+        ("bool", 1, "y", b"\1"), ("bool", 1, "n", b"\0"), ("tristate", 4, "m", (2).to_bytes(4, sys.byteorder)),
+        ("int", 4, "0xfa", (250).to_bytes(4, sys.byteorder)), ("int", 4, "250", (250).to_bytes(4, sys.byteorder)),
+        ("bool", 1, "0x1", b"\1"), ("char array", 6, '"ab"', b"ab\0\0\0\0"), ("char", 1, "y", b"y"),
+    ],
+)  # fmt: skip
+def test_kconfig_values_in_the_words_of_libbpf(kind, size, text, data):
+    """Facts of the loader libbpf hold what its log says, and no type."""
+    rows = [{"name": "CONFIG_X", "kind": "kconfig", "type": None, "value": text, "outcome": "resolved"}]
+    extern = Extern.__new__(Extern)
+    extern.name, extern.kind, extern.size, extern.signed = "CONFIG_X", kind, size, False
+    assert encode(extern, kconfig_of(rows)["CONFIG_X"], sys.byteorder) == data
 
 
 # -- held against the proof: facts that Linux 6.18 answered
