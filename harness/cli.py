@@ -12,9 +12,9 @@ from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
-from harness import __version__
+from harness import __version__, ci_log
 from harness.errors import CorematrixError, Interrupted
 
 # A bug of ours: EX_SOFTWARE of sysexits.h.
@@ -89,8 +89,15 @@ def _dispatch(arguments: Sequence[str]) -> int:
     options = _parser(verb, module).parse_args(arguments)
     if module is None:
         raise AssertionError
-    status: int = module.run(options, sys.stdout, sys.stderr)
+    status: int = module.run(options, _stream(sys.stdout, options), _stream(sys.stderr, options))
     return status
+
+
+def _stream(stream: TextIO, options: argparse.Namespace) -> TextIO:
+    """What goes to a terminal goes to no CI server; `report --format github` is made of commands."""
+    if stream.isatty() or getattr(options, "format", None) == "github":
+        return stream
+    return cast(TextIO, ci_log.SafeStream(stream))
 
 
 def _module(verb: str | None) -> ModuleType:
@@ -124,8 +131,10 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _say(message: str) -> None:
+    from harness.report import untrusted  # only who failed waits for it
+
     with suppress(OSError):
-        sys.stderr.write(f"corematrix: {message}\n")
+        sys.stderr.write(ci_log.plain(untrusted.lines(f"corematrix: {message}\n")))
 
 
 def _crash_log(arguments: Sequence[str]) -> Path:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol, TextIO
 
+from harness import ci_log
 from harness.model.cell import Cell
 from harness.model.result import CellResult
 from harness.model.verdict import CellStatus
@@ -66,7 +67,7 @@ class PlainProgress(QuietProgress):
         self._line(f"[{self._done}/{self._total}] {summary(result)}")
 
     def _line(self, text: str) -> None:
-        self._stream.write(untrusted.line(text) + "\n")
+        self._stream.write(ci_log.plain(untrusted.line(text)) + "\n")
         self._stream.flush()
 
 

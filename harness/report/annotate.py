@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from harness import ci_log
 from harness.model.result import RunResult
 from harness.report.findings import Finding, collect
 from harness.report.untrusted import lines
@@ -53,4 +54,4 @@ def gitlab(run: RunResult) -> str:
                 "location": place,
             }
         )
-    return json.dumps(issues, indent=1) + "\n"
+    return ci_log.json(json.dumps(issues, indent=1)) + "\n"

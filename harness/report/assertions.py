@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from harness import ci_log
 from harness.judge.explain import why
 from harness.model.expectation import matches
 from harness.model.result import CellResult, ProgResult, Relocation
@@ -113,7 +114,7 @@ class Judged:
         __tracebackhide__ = True
         release = f" ({self.cell.kernel.release})" if self.cell.kernel.release else ""
         text = [f"{self.cell.id}{release}: {what}", *(f"  {line}" for line in lines), f"  rerun: {self.cell.rerun}"]
-        raise AssertionError(untrusted.lines("\n".join(text)))
+        raise AssertionError(ci_log.plain(untrusted.lines("\n".join(text))))
 
 
 def _is_resolved(relo: Relocation) -> bool:

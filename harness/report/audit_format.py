@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from harness import ci_log
 from harness.model.result import RunResult
 from harness.report import untrusted
 from harness.report.audit import TITLES, Guards, Remark, Topic, audit, guards
@@ -27,7 +28,7 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False) -> str:
             lines += [line for remark in of_topic for line in _remark(remark, paint)] + [""]
     if not remarks:
         lines.append("nothing to remark")
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return ci_log.plain("\n".join(lines).rstrip("\n") + "\n")
 
 
 def _remark(remark: Remark, paint: Paint) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 
+from harness import ci_log
 from harness.model.result import CellResult, ProgResult, RunResult, VerifierStats
 from harness.model.verdict import Verdict
 
@@ -27,7 +28,7 @@ _LONGEST = 1500
 def render(run: RunResult) -> str:
     """Header and rows, sorted as veristat sorts them by default: by file, then program."""
     rows = sorted(_row(cell, prog) for cell in run.cells for prog in cell.progs if prog.verdict in _VERDICTS)
-    return "\n".join([",".join(COLUMNS), *(",".join(row) for row in rows)]) + "\n"
+    return ci_log.plain("\n".join([",".join(COLUMNS), *(",".join(row) for row in rows)]) + "\n")
 
 
 def _row(cell: CellResult, prog: ProgResult) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from harness import ci_log
 from harness.errors import UsageError
 from harness.model.result import to_json
 from harness.report import untrusted
@@ -24,14 +25,13 @@ FORMATS = ("terminal", "text", "json")
 def render(format: str, found: Diff, *, width: int = 100, colour: bool = False) -> str:
     """The difference in one of FORMATS; UsageError for any other."""
     if format == "json":
-        return (
-            json.dumps({"schema": 1, "regressed": found.regressed, "changes": to_json(found.changes)}, indent=1) + "\n"
-        )
+        data = {"schema": 1, "regressed": found.regressed, "changes": to_json(found.changes)}
+        return ci_log.json(json.dumps(data, indent=1)) + "\n"
     if format not in FORMATS:
         message = f"no format {format!r} for a difference"
         raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
     paint = Paint(columns=width, colour=colour and format == "terminal")
-    return "\n".join(_lines(found, paint)) + "\n"
+    return ci_log.plain("\n".join(_lines(found, paint)) + "\n")
 
 
 def _lines(found: Diff, paint: Paint) -> Iterator[str]:

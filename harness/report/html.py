@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from importlib.resources import files
 from typing import Any
 
+from harness import ci_log
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
 from harness.report import loaders
@@ -24,7 +25,7 @@ def render(run: RunResult, baseline: RunResult | None = None) -> str:
     """The page as text; with a baseline, what changed since is marked and can be filtered for."""
     page = files("harness.report").joinpath("page.html").read_text(encoding="utf-8")
     # In a script element only `</` and `<!--` could end the data; no guest can write either.
-    data = json.dumps(_Packer(run, baseline).pack(), separators=(",", ":")).replace("<", "\\u003c")
+    data = ci_log.json(json.dumps(_Packer(run, baseline).pack(), separators=(",", ":"))).replace("<", "\\u003c")
     return page.replace("__CORE_MATRIX_DATA__", data)
 
 

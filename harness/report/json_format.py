@@ -6,6 +6,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from harness import ci_log
 from harness.model.result import RunResult, to_json
 
 
@@ -18,7 +19,7 @@ def render(run: RunResult) -> str:
     head = json.dumps(data, allow_nan=False).removesuffix("}")
     # A line for each cell: greppable, and many times faster than indenting (40 kernels x 200 programs make 100 MB).
     body = ",\n".join(json.dumps(cell, allow_nan=False) for cell in cells)
-    return f'{head}, "cells": [\n{body}\n]}}\n'
+    return ci_log.json(f'{head}, "cells": [\n{body}\n]}}\n')
 
 
 def schema() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
+from harness import ci_log
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
@@ -28,7 +29,7 @@ def render(run: RunResult) -> str:
     for name in ("tests", "failures", "errors"):
         root.set(name, str(sum(int(suite.get(name, "0")) for suite in root)))
     ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ci_log.xml(ET.tostring(root, encoding="unicode")) + "\n"
 
 
 def _suite(run: RunResult, cells: Sequence[CellResult]) -> ET.Element:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from harness import ci_log
 from harness.errors import UsageError
 from harness.model.result import to_json
 from harness.report import untrusted
@@ -17,12 +18,12 @@ FORMATS = ("terminal", "text", "json")
 def render(format: str, found: Sequence[KernelDiff], *, width: int = 100, colour: bool = False) -> str:
     """The differences, one pair of kernels after the other; UsageError for no such format."""
     if format == "json":
-        return json.dumps({"schema": 1, "kernels": to_json(tuple(found))}, indent=1) + "\n"
+        return ci_log.json(json.dumps({"schema": 1, "kernels": to_json(tuple(found))}, indent=1)) + "\n"
     if format not in FORMATS:
         message = f"no format {format!r} for a difference of kernels"
         raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
     paint = Paint(columns=width, colour=colour and format == "terminal")
-    return "\n".join(line for diff in found for line in [*_diff(diff, paint), ""])
+    return ci_log.plain("\n".join(line for diff in found for line in [*_diff(diff, paint), ""]))
 
 
 def _diff(diff: KernelDiff, paint: Paint) -> Iterator[str]:

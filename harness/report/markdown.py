@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
 from harness.report import ledger, loaders
@@ -32,7 +33,8 @@ def render(run: RunResult) -> str:
     parts += _audit(run)
     if run.notes:
         parts.append("**Notes**\n\n" + "\n".join(f"- {markdown(note)}" for note in run.notes))
-    return _within_limit(parts)
+    # A backslash would be read as text inside of <pre>; a reference means the character everywhere but in code fences.
+    return ci_log.xml(_within_limit(parts))
 
 
 def _audit(run: RunResult) -> list[str]:

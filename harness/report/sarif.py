@@ -7,6 +7,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
+from harness import ci_log
 from harness.model.result import RunResult
 from harness.report.findings import RULES, Finding, collect
 from harness.report.untrusted import lines
@@ -23,7 +24,7 @@ def render(run: RunResult) -> str:
     driver = {"name": "corematrix", "version": str(run.tool.get("version", "0")), "rules": rules}
     results = [_result(finding) for finding in collect(run)]
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
-    return json.dumps(log, indent=1) + "\n"
+    return ci_log.json(json.dumps(log, indent=1)) + "\n"
 
 
 def _result(finding: Finding) -> dict[str, Any]:

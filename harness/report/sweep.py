@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness import ci_log
 from harness.model.sweep import Class, Range, SweepResult, SweptObject, SweptRelocation
 from harness.report.untrusted import line
 
@@ -13,7 +14,7 @@ _MOST_RANGES = 6
 def render(result: SweepResult) -> str:
     """The whole report as text, ending in a newline."""
     parts = [text for swept in result.objects for text in (*_object(swept), "")]
-    return "\n".join([*parts, *_closing(result)]) + "\n"
+    return ci_log.plain("\n".join([*parts, *_closing(result)]) + "\n")
 
 
 def _closing(result: SweepResult) -> Iterator[str]:

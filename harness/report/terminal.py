@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
 from harness.report import attach, audit_format, ledger, loaders, table, untrusted
@@ -39,7 +40,7 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose:
     lines += [*_guards(view, paint, verbose=verbose), *_notes(run, paint), *_reruns(run, paint)]
     while lines and not lines[-1]:
         lines.pop()
-    return "\n".join(lines) + "\n"
+    return ci_log.plain("\n".join(lines) + "\n")
 
 
 def _section(title: str, blocks: Sequence[Sequence[str]], paint: Paint) -> Iterator[str]:

@@ -11,10 +11,11 @@ import re
 import unicodedata
 
 # Controls (C0 but newline and tab, DEL, C1), line separators, and what reorders or hides text on screen (bidi, zero
-# width, tags).
+# width, joiners, fillers, variation selectors, tags).
 _UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\ufffe\uffff"
+    "\U000e0000-\U000e0fff]"
 )
 # Brackets broken, parentheses need no escape; `-` and `+` mean something only where a line begins, which text never
 # does.
