@@ -10,6 +10,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 union bpf_attr {
 	struct {
@@ -21,23 +22,16 @@ union bpf_attr {
 	} link_create;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_cookie SEC(".maps");
+LAST_VALUE(last_cookie, __u64);
 
 SEC("tracepoint/sched/sched_process_exec")
 int bpf_cookie(void *ctx)
 {
 	__u64 cookie = 0;
-	__u32 key = 0;
 
 	if (bpf_core_field_exists(((union bpf_attr *)0)->link_create.perf_event.bpf_cookie))
 		cookie = bpf_get_attach_cookie(ctx);
-	bpf_map_update_elem(&last_cookie, &key, &cookie, 0);
-	return 0;
+	return remember(&last_cookie, &cookie);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -10,6 +10,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 /* The numbers are arbitrary: only names count. */
 enum cgroup_subsys_id {
@@ -24,12 +25,7 @@ struct ids {
 	__s64 cpu, pids, misc, dmem, debug;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ids);
-} subsys_ids SEC(".maps");
+LAST_VALUE(subsys_ids, struct ids);
 
 #define VALUE_OR(fallback, enumerator)                                                                                          \
 	(bpf_core_enum_value_exists(enum cgroup_subsys_id, enumerator) ?                                                        \
@@ -39,15 +35,13 @@ SEC("raw_tp/sched_process_exec")
 int cgroup_subsys(void *ctx)
 {
 	struct ids ids = {};
-	__u32 key = 0;
 
 	ids.cpu = VALUE_OR(-1, cpu_cgrp_id);
 	ids.pids = VALUE_OR(-1, pids_cgrp_id);
 	ids.misc = VALUE_OR(-1, misc_cgrp_id);
 	ids.dmem = VALUE_OR(-1, dmem_cgrp_id);
 	ids.debug = VALUE_OR(-1, debug_cgrp_id);
-	bpf_map_update_elem(&subsys_ids, &key, &ids, 0);
-	return 0;
+	return remember(&subsys_ids, &ids);
 }
 
 char LICENSE[] SEC("license") = "GPL";

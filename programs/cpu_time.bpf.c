@@ -13,6 +13,7 @@
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
+#include "last_value.h"
 #include "read.h"
 #include "task_argument.h"
 
@@ -27,20 +28,7 @@ struct task_struct {
 	__u64 utime;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_utime SEC(".maps");
-
-static __always_inline int remember(__u64 utime_ns)
-{
-	__u32 key = 0;
-
-	bpf_map_update_elem(&last_utime, &key, &utime_ns, 0);
-	return 0;
-}
+LAST_VALUE(last_utime, __u64);
 
 SEC("kprobe/wake_up_new_task")
 int cpu_time_by_version(void *ctx)
@@ -53,7 +41,7 @@ int cpu_time_by_version(void *ctx)
 	else
 		/* First multiply: NSEC_PER_SEC / 300 is not whole. */
 		utime_ns = READ_MEMBER(task, utime) * NSEC_PER_SEC / (__u32)CONFIG_HZ;
-	return remember(utime_ns);
+	return remember(&last_utime, &utime_ns);
 }
 
 SEC("kprobe/wake_up_new_task")
@@ -64,7 +52,7 @@ int cpu_time_by_type(void *ctx)
 
 	if (bpf_core_type_exists(cputime_t))
 		utime_ns = utime_ns * NSEC_PER_SEC / (__u32)CONFIG_HZ;
-	return remember(utime_ns);
+	return remember(&last_utime, &utime_ns);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -13,47 +13,15 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
-
-struct qstr {
-	const unsigned char *name;
-} __core;
-
-struct dentry {
-	struct qstr d_name;
-} __core;
-
-struct path {
-	struct dentry *dentry;
-} __core;
-
-struct inode {
-	unsigned long i_ino;
-} __core;
-
-struct file {
-	struct path f_path;
-	struct inode *f_inode;
-} __core;
-
-struct mm_struct {
-	struct file *exe_file;
-} __core;
-
-struct task_struct {
-	struct mm_struct *mm;
-} __core;
+#include "exe_path.h"
+#include "last_value.h"
 
 struct exe {
 	__u64 inode;
 	char name[64];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct exe);
-} last_exe SEC(".maps");
+LAST_VALUE(last_exe, struct exe);
 
 SEC("raw_tp/sched_process_exec")
 int exe_name(void *ctx)
@@ -61,15 +29,13 @@ int exe_name(void *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	const unsigned char *name;
 	struct exe exe = {};
-	__u32 key = 0;
 
 	name = BPF_CORE_READ(task, mm, exe_file, f_path.dentry, d_name.name);
 	bpf_probe_read_kernel_str(exe.name, sizeof(exe.name), name);
 	/* The same walk into a variable of ours: the result of the last read is the macro's value. */
 	if (BPF_CORE_READ_INTO(&exe.inode, task, mm, exe_file, f_inode, i_ino))
 		return 0;
-	bpf_map_update_elem(&last_exe, &key, &exe, 0);
-	return 0;
+	return remember(&last_exe, &exe);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -10,62 +10,33 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
-
-struct qstr {
-	const unsigned char *name;
-} __core;
-
-struct dentry {
-	struct qstr d_name;
-} __core;
-
-struct path {
-	struct dentry *dentry;
-} __core;
-
-struct file {
-	struct path f_path;
-} __core;
-
-struct mm_struct {
-	struct file *exe_file;
-} __core;
-
-struct task_struct {
-	struct mm_struct *mm;
-} __core;
+#include "exe_path.h"
+#include "last_value.h"
 
 struct exe {
 	char name[64];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct exe);
-} last_exe SEC(".maps");
+LAST_VALUE(last_exe, struct exe);
 
-static __always_inline int remember(const struct task_struct *task)
+static __always_inline int remember_name(const struct task_struct *task)
 {
 	struct exe exe = {};
-	__u32 key = 0;
 
 	bpf_probe_read_kernel_str(exe.name, sizeof(exe.name), task->mm->exe_file->f_path.dentry->d_name.name);
-	bpf_map_update_elem(&last_exe, &key, &exe, 0);
-	return 0;
+	return remember(&last_exe, &exe);
 }
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exe_name_tp_btf, struct task_struct *task)
 {
-	return remember(task);
+	return remember_name(task);
 }
 
 SEC("fentry/wake_up_new_task")
 int BPF_PROG(exe_name_fentry, struct task_struct *task)
 {
-	return remember(task);
+	return remember_name(task);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -13,6 +13,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 const volatile bool use_fancy_helper = false;
 const volatile __u32 fallback_value = 3;
@@ -22,26 +23,19 @@ struct task_struct {
 	pid_t tgid;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_value SEC(".maps");
+LAST_VALUE(last_value, __u64);
 
 SEC("raw_tp/sched_process_exec")
 int fancy_helper(void *ctx)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u64 value;
-	__u32 key = 0;
 
 	if (use_fancy_helper)
 		value = bpf_ktime_get_tai_ns() + BPF_CORE_READ(task, pid);
 	else
 		value = bpf_ktime_get_ns() * fallback_value + BPF_CORE_READ(task, tgid);
-	bpf_map_update_elem(&last_value, &key, &value, 0);
-	return 0;
+	return remember(&last_value, &value);
 }
 
 char LICENSE[] SEC("license") = "GPL";

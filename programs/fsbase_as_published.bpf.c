@@ -12,6 +12,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 /* up-to-date thread_struct definition matching newer kernels */
 struct thread_struct {
@@ -29,12 +30,7 @@ struct task_struct {
 
 extern int LINUX_KERNEL_VERSION __kconfig;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_fsbase SEC(".maps");
+LAST_VALUE(last_fsbase, __u64);
 
 /* No instruction, but a different one in each branch as far as the compiler can see. */
 #define APART(branch) asm volatile("// " branch)
@@ -45,7 +41,6 @@ int fsbase_as_published(void *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct thread_struct *thr = &task->thread;
 	__u64 fsbase;
-	__u32 key = 0;
 
 	if (LINUX_KERNEL_VERSION > KERNEL_VERSION(4, 6, 0)) {
 		fsbase = BPF_CORE_READ((struct thread_struct___v46 *)thr, fs);
@@ -54,8 +49,7 @@ int fsbase_as_published(void *ctx)
 		fsbase = BPF_CORE_READ(thr, fsbase);
 		APART("newer");
 	}
-	bpf_map_update_elem(&last_fsbase, &key, &fsbase, 0);
-	return 0;
+	return remember(&last_fsbase, &fsbase);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -10,6 +10,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 extern bool CONFIG_TASK_IO_ACCOUNTING __kconfig __weak;
 
@@ -21,20 +22,7 @@ struct task_struct {
 	struct task_io_accounting ioac;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_read_bytes SEC(".maps");
-
-static __always_inline int remember(__u64 read_bytes)
-{
-	__u32 key = 0;
-
-	bpf_map_update_elem(&last_read_bytes, &key, &read_bytes, 0);
-	return 0;
-}
+LAST_VALUE(last_read_bytes, __u64);
 
 SEC("raw_tp/sched_process_exec")
 int read_bytes_by_config(void *ctx)
@@ -44,7 +32,7 @@ int read_bytes_by_config(void *ctx)
 
 	if (CONFIG_TASK_IO_ACCOUNTING)
 		read_bytes = BPF_CORE_READ(task, ioac.read_bytes);
-	return remember(read_bytes);
+	return remember(&last_read_bytes, &read_bytes);
 }
 
 SEC("raw_tp/sched_process_exec")
@@ -55,7 +43,7 @@ int read_bytes_by_field(void *ctx)
 
 	if (bpf_core_field_exists(task->ioac.read_bytes))
 		read_bytes = BPF_CORE_READ(task, ioac.read_bytes);
-	return remember(read_bytes);
+	return remember(&last_read_bytes, &read_bytes);
 }
 
 char LICENSE[] SEC("license") = "GPL";

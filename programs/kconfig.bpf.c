@@ -15,6 +15,7 @@
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
+#include "last_value.h"
 
 /* Virtual: made by libbpf, not found in any configuration file. The LINUX_HAS_ ones since libbpf 1.0. */
 extern int LINUX_KERNEL_VERSION __kconfig;
@@ -56,18 +57,12 @@ struct config {
 	char modprobe_path;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct config);
-} last_config SEC(".maps");
+LAST_VALUE(last_config, struct config);
 
 SEC("raw_tp/sched_process_exec")
 int kconfig_values(void *ctx)
 {
 	struct config config = {};
-	__u32 key = 0;
 
 	config.version = LINUX_KERNEL_VERSION;
 	config.hz = CONFIG_HZ;
@@ -80,8 +75,7 @@ int kconfig_values(void *ctx)
 	for (int i = 0; i < sizeof(config.hostname); i++)
 		config.hostname[i] = CONFIG_DEFAULT_HOSTNAME[i];
 	config.modprobe_path = CONFIG_MODPROBE_PATH[0];
-	bpf_map_update_elem(&last_config, &key, &config, 0);
-	return 0;
+	return remember(&last_config, &config);
 }
 
 /* Known to no kernel: `call 9999` may stand only where the verifier proves that nobody comes. */

@@ -11,6 +11,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 struct task_struct {
 	char comm[TASK_COMM_LEN];
@@ -34,12 +35,7 @@ struct sizes {
 	char comm_text[TASK_COMM_LEN];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct sizes);
-} last_sizes SEC(".maps");
+LAST_VALUE(last_sizes, struct sizes);
 
 SEC("raw_tp/sched_process_exec")
 int sizes(void *ctx)
@@ -47,7 +43,6 @@ int sizes(void *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct task_struct___before_5_14 *older = (void *)task;
 	struct sizes sizes = {};
-	__u32 key = 0;
 
 	sizes.task_struct = bpf_core_type_size(struct task_struct);
 	sizes.ringbuf = bpf_core_type_size(struct bpf_ringbuf);
@@ -59,8 +54,7 @@ int sizes(void *ctx)
 		sizes.state = bpf_core_field_size(older->state);
 	if (sizes.comm <= sizeof(sizes.comm_text))
 		bpf_core_read(sizes.comm_text, sizes.comm, &task->comm);
-	bpf_map_update_elem(&last_sizes, &key, &sizes, 0);
-	return 0;
+	return remember(&last_sizes, &sizes);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -9,6 +9,7 @@
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
+#include "last_value.h"
 #include "read.h"
 #include "task_argument.h"
 
@@ -20,12 +21,7 @@ struct task_struct___before_5_5 {
 	__u64 real_start_time;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_start SEC(".maps");
+LAST_VALUE(last_start, __u64);
 
 SEC("kprobe/wake_up_new_task")
 int start_time(void *ctx)
@@ -33,14 +29,12 @@ int start_time(void *ctx)
 	struct task_struct *task = FIRST_ARGUMENT(ctx);
 	struct task_struct___before_5_5 *older = (void *)task;
 	__u64 start = 0;
-	__u32 key = 0;
 
 	if (bpf_core_field_exists(task->start_boottime))
 		start = READ_MEMBER(task, start_boottime);
 	if (bpf_core_field_exists(older->real_start_time))
 		start = READ_MEMBER(older, real_start_time);
-	bpf_map_update_elem(&last_start, &key, &start, 0);
-	return 0;
+	return remember(&last_start, &start);
 }
 
 char LICENSE[] SEC("license") = "GPL";

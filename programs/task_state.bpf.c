@@ -17,6 +17,7 @@
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
+#include "last_value.h"
 #include "read.h"
 #include "task_argument.h"
 
@@ -28,20 +29,7 @@ struct task_struct___before_5_14 {
 	long state;
 } __core;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_state SEC(".maps");
-
-static __always_inline int remember(__u64 state)
-{
-	__u32 key = 0;
-
-	bpf_map_update_elem(&last_state, &key, &state, 0);
-	return 0;
-}
+LAST_VALUE(last_state, __u64);
 
 SEC("kprobe/wake_up_new_task")
 int state_each(void *ctx)
@@ -54,7 +42,7 @@ int state_each(void *ctx)
 		state = READ_MEMBER(task, __state);
 	if (bpf_core_field_exists(older->state))
 		state = READ_MEMBER(older, state);
-	return remember(state);
+	return remember(&last_state, &state);
 }
 
 SEC("kprobe/wake_up_new_task")
@@ -68,7 +56,7 @@ int state_else(void *ctx)
 		state = READ_MEMBER(task, __state);
 	else
 		state = READ_MEMBER(older, state);
-	return remember(state);
+	return remember(&last_state, &state);
 }
 
 SEC("kprobe/wake_up_new_task")
@@ -82,7 +70,7 @@ int state_else_older_first(void *ctx)
 		state = READ_MEMBER(older, state);
 	else
 		state = READ_MEMBER(task, __state);
-	return remember(state);
+	return remember(&last_state, &state);
 }
 
 char LICENSE[] SEC("license") = "GPL";

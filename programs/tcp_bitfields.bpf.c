@@ -16,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
+#include "last_value.h"
 
 struct tcp_sock {
 	__u8 is_cwnd_limited : 1;
@@ -27,12 +28,7 @@ struct flags {
 	__u64 syn_data;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flags);
-} last_flags SEC(".maps");
+LAST_VALUE(last_flags, struct flags);
 
 struct bpf_raw_tracepoint_args {
 	__u64 args[1];
@@ -43,24 +39,20 @@ int bitfields_probed(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct tcp_sock *tp = (const void *)ctx->args[0];
 	struct flags flags = {};
-	__u32 key = 0;
 
 	flags.is_cwnd_limited = BPF_CORE_READ_BITFIELD_PROBED(tp, is_cwnd_limited);
 	flags.syn_data = BPF_CORE_READ_BITFIELD_PROBED(tp, syn_data);
-	bpf_map_update_elem(&last_flags, &key, &flags, 0);
-	return 0;
+	return remember(&last_flags, &flags);
 }
 
 SEC("fentry/tcp_init_cwnd")
 int BPF_PROG(bitfields_direct, const struct tcp_sock *tp)
 {
 	struct flags flags = {};
-	__u32 key = 0;
 
 	flags.is_cwnd_limited = BPF_CORE_READ_BITFIELD(tp, is_cwnd_limited);
 	flags.syn_data = BPF_CORE_READ_BITFIELD(tp, syn_data);
-	bpf_map_update_elem(&last_flags, &key, &flags, 0);
-	return 0;
+	return remember(&last_flags, &flags);
 }
 
 char LICENSE[] SEC("license") = "GPL";

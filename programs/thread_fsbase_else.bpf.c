@@ -11,38 +11,11 @@
 #include "pt_regs.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "fsbase.h"
+#include "last_value.h"
 #include "read.h"
 
-struct thread_struct {
-	unsigned long fsbase;
-} __core;
-
-struct thread_struct___before_4_7 {
-	unsigned long fs;
-} __core;
-
-struct task_struct {
-	struct thread_struct thread;
-} __core;
-
-struct task_struct___before_4_7 {
-	struct thread_struct___before_4_7 thread;
-} __core;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} last_fsbase SEC(".maps");
-
-static __always_inline int remember(__u64 fsbase)
-{
-	__u32 key = 0;
-
-	bpf_map_update_elem(&last_fsbase, &key, &fsbase, 0);
-	return 0;
-}
+LAST_VALUE(last_fsbase, __u64);
 
 SEC("kprobe/wake_up_new_task")
 int fsbase_first(struct pt_regs *ctx)
@@ -55,7 +28,7 @@ int fsbase_first(struct pt_regs *ctx)
 		fsbase = READ_MEMBER(task, thread.fsbase);
 	else
 		fsbase = READ_MEMBER(older, thread.fs);
-	return remember(fsbase);
+	return remember(&last_fsbase, &fsbase);
 }
 
 SEC("kprobe/wake_up_new_task")
@@ -69,7 +42,7 @@ int fs_first(struct pt_regs *ctx)
 		fsbase = READ_MEMBER(older, thread.fs);
 	else
 		fsbase = READ_MEMBER(task, thread.fsbase);
-	return remember(fsbase);
+	return remember(&last_fsbase, &fsbase);
 }
 
 char LICENSE[] SEC("license") = "GPL";

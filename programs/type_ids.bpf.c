@@ -8,6 +8,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 struct task_struct {
 	pid_t pid;
@@ -25,18 +26,12 @@ struct ids {
 	__u64 task_local, task_kernel, func_id_local, func_id_kernel, missing_local, missing_kernel;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ids);
-} last_ids SEC(".maps");
+LAST_VALUE(last_ids, struct ids);
 
 SEC("raw_tp/sched_process_exec")
 int type_ids(void *ctx)
 {
 	struct ids ids = {};
-	__u32 key = 0;
 
 	ids.task_local = bpf_core_type_id_local(struct task_struct);
 	ids.task_kernel = bpf_core_type_id_kernel(struct task_struct);
@@ -44,8 +39,7 @@ int type_ids(void *ctx)
 	ids.func_id_kernel = bpf_core_type_id_kernel(enum bpf_func_id);
 	ids.missing_local = bpf_core_type_id_local(struct corematrix_no_such_type);
 	ids.missing_kernel = bpf_core_type_id_kernel(struct corematrix_no_such_type);
-	bpf_map_update_elem(&last_ids, &key, &ids, 0);
-	return 0;
+	return remember(&last_ids, &ids);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -16,6 +16,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "last_value.h"
 
 struct task_struct {
 	int pid;
@@ -34,29 +35,23 @@ struct task_struct___unsigned_pid {
 
 typedef void (*btf_trace_sched_switch)(void *, bool, struct task_struct *, struct task_struct *, unsigned int);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} answers SEC(".maps");
+LAST_VALUE(answers, __u64);
 
 SEC("tp_btf/sched_switch")
 int sched_switch_state(__u64 *ctx)
 {
 	__u64 answer = ~0ULL;
-	__u32 key = 0;
 
 	if (bpf_core_type_matches(btf_trace_sched_switch))
 		answer = (__u32)ctx[3];
-	bpf_map_update_elem(&answers, &key, &answer, 0);
-	return 0;
+	return remember(&answers, &answer);
 }
 
 SEC("raw_tp/sched_process_exec")
 int renamed_member(void *ctx)
 {
 	__u64 answer = 0;
+	/* Here and not in remember(): a function's first instruction has the function's line, and is to be no relocation. */
 	__u32 key = 0;
 
 	if (bpf_core_type_matches(struct task_struct))

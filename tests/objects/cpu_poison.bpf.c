@@ -3,20 +3,7 @@
  * Live poison under bpf_get_smp_processor_id(): no guard at all, but a machine with one CPU may prove it dead. Since 7.x the verifier bounds the
  * helper's result by the number of CPUs, so a one-CPU guest accepts what every real machine refuses; with two CPUs it is refused everywhere.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 SEC("raw_tp/sched_process_exec")
 int cpu_poison(void *ctx)

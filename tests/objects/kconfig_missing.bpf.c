@@ -3,20 +3,7 @@
  * A strong Kconfig extern that no kernel sets: libbpf refuses the object while it resolves externs, before any relocation
  * ("extern (kcfg) 'CONFIG_IO_TASK_ACCOUNTING': not found", -ESRCH). The name is the one on the slides that introduced externs.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 extern bool CONFIG_IO_TASK_ACCOUNTING __kconfig;
 

@@ -3,20 +3,7 @@
  * ldimm64, sixteen bytes with one relocation: poisoned in both halves behind a check that is itself an ldimm64 (`guarded`), alive and poisoned
  * (`unguarded`, refused), and between two relocated accesses, so that indexes past it must be counted in halves (`between`).
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 enum bpf_func_id {
 	BPF_FUNC_map_lookup_elem = 1,

@@ -4,20 +4,7 @@
  * (behind it). `two_paths`: one on each side of an unknown branch: both are live. `then_dead`: live poison, and later guarded poison that is
  * dead on every path: eliminated. `then_other`: live poison on one path, on the other an error of another kind (a scalar as pointer).
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 SEC("raw_tp/sched_process_exec")
 int straight(void *ctx)

@@ -3,20 +3,7 @@
  * A GLOBAL subprogram with guarded poison, called only from dead code. Kernels verify globals on their own: 5.10 and 6.1 do it
  * always, newer ones (6.18, 7.2) only when a live call reaches them. Inside, its own guard holds, so it loads everywhere.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 __noinline int global_guarded(__u64 address)
 {

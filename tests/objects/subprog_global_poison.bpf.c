@@ -3,20 +3,7 @@
  * A GLOBAL subprogram with unguarded poison, called only from dead code: refused where globals are always verified (5.10, 6.1: "invalid func
  * unknown#195896080"), accepted where they are verified on the first live call (6.18, 7.2). The static twin is subprog_static's `dead`.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 __noinline int global_poison(__u64 address)
 {

@@ -3,20 +3,7 @@
  * The guard is made in the caller and handed over as an argument. A static function is verified with the caller's constant: the poison is dead.
  * A global one is verified with an unknown argument: the poison is alive, and the program refused, on every kernel.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 static __noinline __u64 static_side(void *task, __u32 exists)
 {

@@ -4,20 +4,7 @@
  * behind its own check; `dead` is called only from dead code and holds unguarded poison. Loads on every kernel since 4.16.
  * `second` calls only `guarded`, so the same relocation belongs to both entry programs and read_pid's only to the first.
  */
-#include "types.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid;
-	int tgid;
-} __core;
-
-/* No kernel has this member: its reads are poison, its check is 0. */
-struct task_struct___missing {
-	int corematrix_missing;
-	int corematrix_missing_too;
-} __core;
+#include "missing.h"
 
 static __noinline __u64 read_pid(struct task_struct *task)
 {

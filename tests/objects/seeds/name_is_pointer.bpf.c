@@ -7,30 +7,7 @@
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
-
-struct qstr {
-	const unsigned char *name;
-} __core;
-
-struct dentry {
-	struct qstr d_name;
-} __core;
-
-struct path {
-	struct dentry *dentry;
-} __core;
-
-struct file {
-	struct path f_path;
-} __core;
-
-struct mm_struct {
-	struct file *exe_file;
-} __core;
-
-struct task_struct {
-	struct mm_struct *mm;
-} __core;
+#include "exe_path.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
