@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.commands import attaching, baseline, executors, resume, sharding
+from harness.commands import attaching, baseline, covering, executors, resume, sharding
 from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.costs import Costs
@@ -31,6 +31,7 @@ from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
 from harness.predict import compare
 from harness.progress import Progress, progress_for
+from harness.report.untrusted import line
 from harness.rundir import RunDirectory, write_whole
 from harness.store import Store
 
@@ -62,12 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sharding.add_arguments(parser)
     executors.add_arguments(parser)
     resume.add_arguments(parser)
+    covering.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Plan, run, report. Returns the exit status."""
     executors.check(options)
-    job = _plan(options)
+    covering.check(options)
+    job, covered = _covered(_plan(options), options, stderr)
     earlier = baseline.Baseline(options)
     directory = resume.open_directory(options, job.started)
     kept = resume.keep(directory, job.cells, job.expectations, job.matrix.lock, compared=options.loader == "both")
@@ -92,6 +95,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     missing = [judging.interrupted(cell) for cell in job.cells if str(cell.id) not in done]
     cells = _in_order(job.cells, [*done.values(), *missing])
     result = _run_result(job, cells, judging.guest_packages(), resume.note(kept))
+    result = replace(result, cover=covered.conclude(cells) if covered else None)
     changes = earlier.compare(result, _selection(job, options))
     _store_and_show(result, changes, directory, options, stdout)
     said = earlier.update(result, report.render("json", result), _selection(job, options))
@@ -100,6 +104,22 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     if stopped:
         return Interrupted.exit_status
     return 1 if earlier.closes_gate(changes) else exit_status(cells)
+
+
+def _covered(
+    job: Job, options: argparse.Namespace, stderr: TextIO
+) -> tuple[Job, covering.Covering | None]:
+    """With --cover the job without the kernels that others stand for."""
+    if not options.cover:
+        return job, None
+    with Store.default() as store:
+
+        def say(text: str) -> None:
+            if not options.quiet:
+                stderr.write(f"{line(text)}\n")
+
+        found = covering.choose(options, job.cells, job.matrix.lock, store, say)
+    return (replace(job, cells=found.cells), found) if found else (job, None)
 
 
 def _selection(job: Job, options: argparse.Namespace) -> baseline.Selection:

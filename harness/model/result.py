@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from harness.errors import UsageError
 from harness.model.cell import CellId
+from harness.model.cover import Cover
 from harness.model.verdict import CellStatus, Evidence, Liveness, Outcome, Stage, Start, Verdict
 
 SCHEMA = 1
@@ -270,7 +271,8 @@ class CellResult:
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """A whole run. `notes` are about the run: rules no longer needed, rules that expired. `shard` says which part of a
-    run this is (`executor.shard.Cut.record`), None for a whole one.
+    run this is (`executor.shard.Cut.record`), None for a whole one; `cover` which kernels were not booted, and who
+    stands for them (`run --cover`).
     """
 
     schema: int = SCHEMA
@@ -280,6 +282,7 @@ class RunResult:
     seconds: float
     notes: tuple[str, ...] = ()
     shard: dict[str, Any] | None = None
+    cover: Cover | None = None
     cells: tuple[CellResult, ...]
 
     def count(self) -> dict[CellStatus, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
-from harness.report import ledger, loaders
+from harness.report import cover, ledger, loaders
 from harness.report.audit import TITLES, audit
 from harness.report.kernels import common_words, describe
 from harness.report.untrusted import code, line, markdown, markup
@@ -30,6 +30,7 @@ def render(run: RunResult) -> str:
     parts += [_refused(cell) for cell in run.cells if cell.status is CellStatus.FAILED and not cell.progs]
     parts += [_trouble(cell) for cell in run.cells if cell.status in TROUBLE]
     parts += [_program(view, p) for p in view.all_programs() if p.has_guards and not p.needs_words]
+    parts += [cover.markdown_section(run.cover)] if run.cover else []
     parts += _audit(run)
     if run.notes:
         parts.append("**Notes**\n\n" + "\n".join(f"- {markdown(note)}" for note in run.notes))

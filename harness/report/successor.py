@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from harness.c_types import c_type
 from harness.guest.btf import (
     BTF_KIND_ARRAY,
-    BTF_KIND_CONST,
     BTF_KIND_ENUM,
     BTF_KIND_ENUM64,
-    BTF_KIND_FUNC_PROTO,
-    BTF_KIND_FWD,
     BTF_KIND_INT,
     BTF_KIND_PTR,
-    BTF_KIND_RESTRICT,
     BTF_KIND_STRUCT,
     BTF_KIND_UNION,
-    BTF_KIND_VOLATILE,
     Btf,
     Type,
 )
@@ -169,32 +165,6 @@ _KINDS = {
 def _kind(btf: Btf, type_id: int) -> str:
     """What libbpf's bpf_core_fields_are_compat tells apart."""
     return _KINDS.get(btf.skip_mods_and_typedefs(type_id).kind, "?")
-
-
-_PREFIX = {BTF_KIND_CONST: "const ", BTF_KIND_VOLATILE: "volatile ", BTF_KIND_RESTRICT: ""}
-_TAG = {
-    BTF_KIND_STRUCT: "struct", BTF_KIND_UNION: "union", BTF_KIND_ENUM: "enum", BTF_KIND_ENUM64: "enum",
-    BTF_KIND_FWD: "struct",
-}  # fmt: skip
-
-
-def c_type(btf: Btf, type_id: int, depth: int = 6) -> str:
-    """A type in C words, for people: `volatile long int`, `struct file *`, `u64`, `char[16]`."""
-    t = btf.type(type_id)
-    if depth == 0:
-        return "..."
-    if t.kind in _PREFIX:
-        return _PREFIX[t.kind] + c_type(btf, t.type, depth - 1)
-    if t.kind == BTF_KIND_PTR:
-        return f"{c_type(btf, t.type, depth - 1)} *".replace("* *", "**")
-    if t.kind == BTF_KIND_ARRAY:
-        element, _, count = btf.array(t)
-        return f"{c_type(btf, element, depth - 1)}[{count}]"
-    if t.kind in _TAG:
-        return f"{_TAG[t.kind]} {t.name or '{...}'}"
-    if t.kind == BTF_KIND_FUNC_PROTO:
-        return "function"
-    return t.name or "void"
 
 
 def size_of(btf: Btf, type_id: int) -> int | None:

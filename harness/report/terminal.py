@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import attach, audit_format, ledger, loaders, table, untrusted
+from harness.report import attach, audit_format, cover, ledger, loaders, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -37,6 +37,8 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose:
     lines += _section("Broken", [_program(view, program, paint) for program in broken], paint)
     lines += [*_refused_objects(view, paint), *_trouble(view, paint)]
     lines += _section("As expected", [_program(view, p, paint, brief=not verbose) for p in expected], paint)
+    covered = list(cover.terminal(run.cover, paint, verbose=verbose)) if run.cover else []
+    lines += _section("Covered, not booted", [covered] if covered else [], paint)
     lines += [*_guards(view, paint, verbose=verbose), *_notes(run, paint), *_reruns(run, paint)]
     while lines and not lines[-1]:
         lines.pop()

@@ -21,20 +21,14 @@ from harness.guest.errors import CoreError, GuestError
 from harness.guest.externs import Externs, Ksym
 from harness.guest.loader import OLD_HELPER
 from harness.guest.names import essential_name
-from harness.guest.prog_types import (
-    ATTACH_BTF,
-    ATTACH_PREFIX,
-    ATTACH_TYPES,
-    EXP_ATTACH_OPT,
-    PROG_TYPE,
-    parse_section,
-)
+from harness.guest.prog_types import EXP_ATTACH_OPT, parse_section
 from harness.inspection import Conditions, Inspection, inspect_opened
 from harness.model.result import GUARD_KINDS
 from harness.predict.machine import predict
 from harness.predict.models import Model
 from harness.predict.program import KnownObject, from_object, kconfig_of, places
 from harness.sweep.index import ROOT_KINDS
+from harness.sweep.points import Point, attach_point, attach_target, extern_points
 
 # What a reason holds besides the reason: ids, how many candidates there were, which other members there are.
 _IDS = re.compile(r" ?\[\d+\]| \(and \d+ more candidates\)| \(it has [^)]*\)")
@@ -72,12 +66,31 @@ class Reached(NamedTuple):
     helpers: frozenset[int]
 
 
+class ProgDetail(NamedTuple):
+    """One entry program closer: `relocations` that stand in it, by index with the liveness foretold for this program;
+    names of the helpers it calls; what it is attached to.
+    """
+
+    prog_type: str
+    relocations: tuple[tuple[int, str | None], ...]
+    helpers: tuple[str, ...]
+    point: Point | None
+
+
+class Detail(NamedTuple):
+    """What a sweep for ranges does not need: each program closer, kernel functions and variables, Kconfig values."""
+
+    progs: Mapping[str, ProgDetail]
+    points: tuple[Point, ...]
+    externs: tuple[tuple[str, object], ...]
+
+
 class Answer(NamedTuple):
     """An object against one BTF: fates by position in record order, and of each entry program by name."""
 
     relocations: tuple[Fate, ...]
     progs: Mapping[str, Fate]
-    notes: tuple[str, ...] = ()
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +137,9 @@ class Subject:
         roots = {record[1] for info in ext.core_relos for record in info.records if record[1] < btf.count}
         return any(btf.kind(root) not in known and btf.type(root).name for root in roots)
 
-    def against(self, btf: B.Btf, conditions: Conditions, model: Model | None, has_functions: bool) -> Answer:
+    def against(
+        self, btf: B.Btf, conditions: Conditions, model: Model | None, has_functions: bool, *, detailed: bool = False
+    ) -> Answer:
         """Relocate against one BTF, and predict (unless `model` is None)."""
         for prog, insns in zip(self.obj.progs, self._pristine, strict=True):
             prog.insns[:] = insns
@@ -147,7 +162,27 @@ class Subject:
             for prog in self.obj.entry_progs
             if prog.autoload
         }
-        return Answer(relocations, progs)
+        detail = self._detail(inspection, reached, btf, has_functions) if detailed else None
+        return Answer(relocations, progs, detail)
+
+    def _detail(
+        self, inspection: Inspection, reached: Mapping[str, Reached], btf: B.Btf, has_functions: bool
+    ) -> Detail:
+        names = {number: name for name, number in _enumerators(btf, "bpf_func_id").items()}
+        progs = {}
+        for prog in self.obj.entry_progs:
+            if not prog.autoload:
+                continue
+            definition = parse_section(prog.section)
+            found = reached.get(prog.name) or _unpredicted(prog, inspection, self.obj)
+            progs[prog.name] = ProgDetail(
+                prog_type=definition.type_name if definition else "?",
+                relocations=tuple(sorted((index, _liveness([state])) for index, state in found.relocations.items())),
+                helpers=tuple(sorted(_helper_name(number, names) for number in found.helpers)),
+                point=attach_point(prog, btf, has_functions),
+            )
+        externs = tuple((row["name"], row["value"]) for row in inspection.externs)
+        return Detail(progs, extern_points(self._all_ksyms, btf, has_functions), externs)
 
     # -- programs
 
@@ -193,12 +228,16 @@ class Subject:
         return found
 
     @cached_property
-    def _ksyms(self) -> list[Ksym]:
-        """Kernel functions and variables the object cannot do without, those of known type."""
+    def _all_ksyms(self) -> list[Ksym]:
         try:
-            return [ksym for ksym in Externs(self.obj).ksyms if ksym.type_id and not ksym.weak]
+            return Externs(self.obj).ksyms
         except GuestError:
             return []
+
+    @cached_property
+    def _ksyms(self) -> list[Ksym]:
+        """Kernel functions and variables the object cannot do without, those of known type."""
+        return [ksym for ksym in self._all_ksyms if ksym.type_id and not ksym.weak]
 
     # -- prediction
 
@@ -247,6 +286,19 @@ def _reached(
     found = predict(program, model)
     relocations = {index: found.reaches(insn) for index, insn in places(program, inspection.relos).items()}
     return Reached(relocations, found.helpers)
+
+
+def _unpredicted(prog: Prog, inspection: Inspection, obj: BpfObject) -> Reached:
+    """A program that was not walked: its own relocations and those of every subprogram, reached or not."""
+    entries = {entry.name for entry in obj.entry_progs} - {prog.name}
+    found: dict[int, bool | None] = {
+        index: None for index, relo in enumerate(inspection.relos) if relo["prog"] not in entries
+    }
+    return Reached(found, frozenset())
+
+
+def _helper_name(number: int, names: Mapping[int, str]) -> str:
+    return names[number].removeprefix("BPF_FUNC_") if number in names else f"#{number}"
 
 
 def _both(one: Reached, other: Reached) -> Reached:
@@ -302,17 +354,6 @@ def _liveness(states: list[object]) -> str | None:
 def _field(relo: Mapping[str, Any]) -> str:
     spec = relo["local_spec"] or "?"
     return str(spec.partition("] ")[2].partition(" (")[0].partition(" = ")[0].partition(" ")[2] or spec)
-
-
-def attach_target(prog: Prog) -> tuple[str, int] | None:
-    """(name, BTF kind) of what a program is attached to by BTF; None when it is not, or a module is named."""
-    definition = parse_section(prog.section)
-    if definition is None or not definition.flags & ATTACH_BTF or definition.target is None:
-        return None
-    if definition.type == PROG_TYPE["ext"] or ":" in definition.target:
-        return None
-    prefix, kind = ATTACH_PREFIX.get(ATTACH_TYPES[definition.attach], ("", "func"))
-    return prefix + definition.target, B.KIND_NAMES.index(kind)
 
 
 Enums = Mapping[str, Mapping[str, int]]

@@ -74,9 +74,11 @@ def answers(
     *,
     processes: int | None = None,
     rules: str | None = None,
+    detailed: bool = False,
     on_answer: Callable[[Answered], None] = lambda _answered: None,
 ) -> list[Answered]:
-    """Every job against every target it suits, by target. `rules` is the libbpf version to follow.
+    """Every job against every target it suits, by target. `rules` is the libbpf version to follow; `detailed` answers
+    have `Answer.detail`.
 
     UsageError for an object that cannot be used, CacheError, InfrastructureError when a process dies.
     """
@@ -84,7 +86,7 @@ def answers(
         _subject(job, None)
     count = min(processes or _cpus(), max(1, (len(targets) + _CHUNK - 1) // _CHUNK))
     found: list[Answered] = []
-    for batch in _batches(_Worker(tuple(jobs), tuple(targets), store.root, rules), count):
+    for batch in _batches(_Worker(tuple(jobs), tuple(targets), store.root, rules, detailed), count):
         for answered in batch:
             on_answer(answered)
             found.append(answered)
@@ -128,11 +130,14 @@ def _subject(job: Job, byteorder: str | None) -> Subject:
 class _Worker:
     """What a process needs for its share."""
 
-    def __init__(self, jobs: tuple[Job, ...], targets: tuple[Target, ...], root: Path, rules: str | None) -> None:
+    def __init__(
+        self, jobs: tuple[Job, ...], targets: tuple[Target, ...], root: Path, rules: str | None, detailed: bool
+    ) -> None:
         self.jobs = jobs
         self.targets = targets
         self._store = Store(root)
         self._rules = rules
+        self._detailed = detailed
         self._subjects: dict[int, Subject] = {}
         self._told: set[tuple[int, int]] = set()
 
@@ -170,7 +175,7 @@ class _Worker:
             syscall_prefix=arch.syscall_prefix if arch else "x64",
             rules=self._rules,
         )
-        return subject.against(btf, conditions, model, btf.has_functions)
+        return subject.against(btf, conditions, model, btf.has_functions, detailed=self._detailed)
 
     def _new(self, jobs: Sequence[int]) -> dict[int, dict[int, Described]]:
         """Descriptions not yet sent to the parent."""
