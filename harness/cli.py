@@ -35,7 +35,6 @@ VERBS = {
     "merge": "the shards of one run (`run --shard i/n`) put together again",
 }
 # A verb is a module with `add_arguments(parser)` and `run(options, stdout, stderr) -> exit status`.
-_ELSEWHERE = {"inspect": "harness.inspection"}
 
 _EXIT_STATUSES = """\
 exit status:
@@ -101,7 +100,7 @@ def _stream(stream: TextIO, options: argparse.Namespace) -> TextIO:
 
 
 def _module(verb: str | None) -> ModuleType:
-    return importlib.import_module(_ELSEWHERE.get(str(verb), f"harness.commands.{verb}"))
+    return importlib.import_module(f"harness.commands.{verb}")
 
 
 def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:

@@ -317,12 +317,12 @@ def _cell(relo: Mapping[str, Any] | None) -> str:
 # -- the command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, btf_required: bool = True) -> None:
     """Declare contract.md's options."""
     add = parser.add_argument
     add("object", type=Path, metavar="OBJECT", help="a compiled object")
     add(
-        "--btf", type=Path, nargs="+", action="extend", required=True, metavar="FILE",
+        "--btf", type=Path, nargs="+", action="extend", required=btf_required, metavar="FILE",
         help="BTF to relocate against: raw, or an ELF with .BTF; several make a table",
     )  # fmt: skip
     add("--arch", choices=sorted(ARCHITECTURES), help="architecture of the kernel (default: this machine's byte order)")
@@ -339,7 +339,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     """Inspect, write the report to `stdout`; returns 0, or 1 where libbpf would give up on the object."""
     conditions = _conditions(options)
-    _check_settings(options.object, options.set, conditions.byteorder)
+    check_settings(options.object, options.set, conditions.byteorder)
     inspections = [inspect_object(options.object, open_btf(path), conditions) for path in options.btf]
     render: Callable[[Sequence[Inspection], TextIO], None] = render_text if options.format == "text" else render_jsonl
     render(inspections, stdout)
@@ -356,11 +356,7 @@ def _conditions(options: argparse.Namespace) -> Conditions:
     if options.release is not None and not kconfig.kernel_version(options.release):
         message = f"--release {options.release}: not a kernel release"
         raise UsageError(message, remedy="give three numbers, as in 6.1.50")
-    try:
-        Rules(options.rules)
-    except ValueError as error:
-        message = f"--rules {options.rules}: not a libbpf version"
-        raise UsageError(message, remedy="give two or three numbers, as in 1.5.0") from error
+    check_rules(options.rules)
     return Conditions(
         kconfig=text,
         release=options.release,
@@ -370,7 +366,17 @@ def _conditions(options: argparse.Namespace) -> Conditions:
     )
 
 
-def _check_settings(path: Path, settings: Sequence[str], byteorder: str) -> None:
+def check_rules(rules: str | None) -> None:
+    """UsageError for what is no libbpf version."""
+    try:
+        Rules(rules)
+    except ValueError as error:
+        message = f"--rules {rules}: not a libbpf version"
+        raise UsageError(message, remedy="give two or three numbers, as in 1.5.0") from error
+
+
+def check_settings(path: Path, settings: Sequence[str], byteorder: str) -> None:
+    """UsageError for a VAR=VALUE whose variable the object does not have."""
     if not settings:
         return
     obj = open_object(path, byteorder)

@@ -1,7 +1,33 @@
-"""`corematrix inspect`: the verb's doors; the work is harness.inspection's."""
+"""`corematrix inspect`: the work is harness.inspection's; here, what it says of the machine one sits at (`--running`).
+
+Only light imports at the top: `inspect --btf` is meant to take a third of a second from process start to report.
+"""
 
 from __future__ import annotations
 
-from harness.inspection import add_arguments, run
+import argparse
+from typing import TextIO
 
-__all__ = ["add_arguments", "run"]
+from harness import inspection
+from harness.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    inspection.add_arguments(parser, btf_required=False)
+    parser.add_argument("--running", action="store_true", help="this machine's own kernel: its BTF, configuration and "
+        "release; and whether each program would load on it. No root")  # fmt: skip
+
+
+def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
+    """0; 1 where libbpf would give up on the object, with --running also where a program would be refused."""
+    if options.running == bool(options.btf):
+        message = "give --btf FILE, or --running" + (", not both" if options.running else "")
+        raise UsageError(message)
+    if not options.running:
+        return inspection.run(options, stdout, stderr)
+    if options.arch or options.kconfig or options.release:
+        message = "--running takes architecture, configuration and release from this machine"
+        raise UsageError(message, remedy="leave out --arch, --kconfig and --release, or give --btf")
+    from harness.commands import running
+
+    return running.run(options, stdout)

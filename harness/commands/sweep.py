@@ -13,7 +13,7 @@ from typing import TextIO
 from harness import __version__, config, kernels, matrix, objects
 from harness.apt.repository import AptOptions
 from harness.errors import CorematrixError, UsageError
-from harness.guest.core_relo import Rules
+from harness.inspection import check_rules
 from harness.model.kernel import Kernel
 from harness.model.result import to_json
 from harness.model.sweep import SweepResult
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Sweep and report. Returns 0, 1 where some program would be refused on some kernel, 3 when nothing was judged."""
     begun, clock = datetime.now(UTC).replace(microsecond=0), time.monotonic()
     jobs = _jobs(options)
-    _check_rules(options.rules)
+    check_rules(options.rules)
     with Store.default() as store:
         targets, notes = _targets(options, store)
         progress = _Progress(stderr, len(targets), options.quiet)
@@ -78,14 +78,6 @@ def _show(result: SweepResult, options: argparse.Namespace, stdout: TextIO) -> N
     stdout.write(text if options.format == "json" else report.render(result))
     if options.json:
         write_whole(Path(options.json), text)
-
-
-def _check_rules(rules: str | None) -> None:
-    try:
-        Rules(rules)
-    except ValueError as error:
-        message = f"--rules {rules}: not a libbpf version"
-        raise UsageError(message, remedy="give two or three numbers, as in 1.5.0") from error
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
