@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 
 from harness.errors import UsageError
 from harness.guest.btf import Btf
-from harness.guest.names import essential_name
 from harness.judge.explain import why
 from harness.model.result import ProgResult, Relocation, RunResult, Source, field_of
 from harness.model.verdict import Liveness
-from harness.report import flavor_code
+from harness.report.leads import Lead, Lost, lead
 from harness.report.ledger import without_ids
-from harness.report.successor import Suggestion, successor
 from harness.report.view import Program, RelocationKey, View, drift
 
 BtfOf = Callable[[str], Btf | None]  # by sha256
@@ -34,16 +32,6 @@ class Step:
     source: Source | None = None
     texts: tuple[str, ...]
     worse: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lead:
-    """A suggestion for a field that one of the kernels lacks, with C that reads either, if there is a plain way."""
-
-    field: str
-    lacks: str
-    suggestion: Suggestion
-    code: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +53,12 @@ def compare(run: RunResult, first: str, second: str, btf_of: BtfOf) -> KernelDif
             message = f"this run has no kernel {kernel!r}"
             raise UsageError(message, remedy=f"it has: {', '.join(view.kernels)}")
     steps: list[Step] = []
-    wanted: dict[tuple[str, str], None] = {}
+    wanted: dict[Lost, None] = {}
     for program in view.all_programs():
         for key, step in _program(view, program, first, second):
             steps.append(step)
             if key is not None:
-                wanted |= dict.fromkeys(_lost_fields(program, key, first, second))
+                wanted |= dict.fromkeys(_lost(program, key, first, second))
     leads, missing = _leads(run, list(wanted), (first, second), btf_of)
     return KernelDiff(first=first, second=second, steps=tuple(steps), leads=leads, missing=missing)
 
@@ -131,47 +119,32 @@ def _state(relo: Relocation) -> str:
     return f"{relo.outcome}, {relo.liveness}"
 
 
-def _lost_fields(program: Program, key: RelocationKey, first: str, second: str) -> Iterator[tuple[str, str]]:
-    """(field, kernel that lacks it) when exactly one of the two has a target for a field relocation."""
+def _lost(program: Program, key: RelocationKey, first: str, second: str) -> Iterator[Lost]:
+    """What exactly one of the two has a target for."""
     found = [program.relocations[key].get(kernel) for kernel in (first, second)]
     specs = [relo.target_spec for relo in found if relo is not None]
-    if len(specs) == 2 and specs.count(None) == 1 and "." in key.field and "::" not in key.field:
-        yield key.field, (first, second)[specs.index(None)]
+    if len(specs) == 2 and specs.count(None) == 1:
+        local = next(relo.local_spec for relo in found if relo is not None)
+        yield Lost(spec=local, lacks=(first, second)[specs.index(None)])
 
 
 def _leads(
-    run: RunResult, wanted: Sequence[tuple[str, str]], pair: tuple[str, str], btf_of: BtfOf
+    run: RunResult, wanted: Sequence[Lost], pair: tuple[str, str], btf_of: BtfOf
 ) -> tuple[tuple[Lead, ...], tuple[str, ...]]:
     if not wanted:
         return (), ()
     hashes = {cell.kernel.id: cell.kernel.btf_sha256 for cell in run.cells if cell.kernel.btf_sha256}
-    btfs = {kernel: btf_of(hashes[kernel]) if kernel in hashes else None for kernel in pair}
-    missing = tuple(kernel for kernel, btf in btfs.items() if btf is None)
-    if missing:
-        return (), missing
-    found: dict[tuple[str, frozenset[tuple[str, ...]]], Lead] = {}
+    read = {kernel: btf_of(hashes[kernel]) if kernel in hashes else None for kernel in pair}
+    btfs = {kernel: btf for kernel, btf in read.items() if btf is not None}
+    if len(btfs) < len(read):
+        return (), tuple(kernel for kernel in pair if kernel not in btfs)
+    leads: dict[tuple[str, frozenset[tuple[str, ...]]], Lead] = {}
     # What the second kernel lacks comes first: the same rename seen from the other side is then known.
-    for name, lacks in sorted(wanted, key=lambda item: item[1] != pair[1]):
-        has = pair[0] if lacks == pair[1] else pair[1]
-        lead = _lead(name, lacks, btfs[has], btfs[lacks])
-        if lead is not None:
-            sides = frozenset({lead.suggestion.known, lead.suggestion.found})
-            found.setdefault((lead.suggestion.root, sides), lead)
-    return tuple(found.values()), ()
-
-
-def _lead(name: str, lacks: str, has_btf: Btf | None, lacks_btf: Btf | None) -> Lead | None:
-    if has_btf is None or lacks_btf is None:
-        return None
-    root, *path = name.split("[", 1)[0].split(".")
-    root = essential_name(root)
-    # Of `a.b.c` it may be `b` that has gone: ask for the shortest part that only one kernel has.
-    for end in range(1, len(path) + 1):
-        suggestion = successor(has_btf, lacks_btf, root, path[:end])
-        if suggestion is not None:
-            rest = path[end:]
-            code = flavor_code.both(
-                has_btf, [*suggestion.known, *rest], lacks_btf, [*suggestion.found, *rest], root
-            )
-            return Lead(field=name, lacks=lacks, suggestion=suggestion, code=code)
-    return None
+    for lost in sorted(wanted, key=lambda item: item.lacks != pair[1]):
+        has = pair[0] if lost.lacks == pair[1] else pair[1]
+        found = lead(lost, btfs[has], btfs[lost.lacks])
+        if found is not None:
+            sides = frozenset({found.suggestion.known, found.suggestion.found})
+            root = found.suggestion.root if found.suggestion.kind != "type" else ""
+            leads.setdefault((root, sides), found)
+    return tuple(leads.values()), ()

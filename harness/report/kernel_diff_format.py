@@ -9,7 +9,8 @@ from harness import ci_log
 from harness.errors import UsageError
 from harness.model.result import to_json
 from harness.report import untrusted
-from harness.report.kernel_diff import KernelDiff, Lead, Step
+from harness.report.kernel_diff import KernelDiff, Step
+from harness.report.leads import Lead
 from harness.report.paint import Paint
 
 FORMATS = ("terminal", "text", "json")

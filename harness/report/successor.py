@@ -48,9 +48,11 @@ class Field(NamedTuple):
 class Suggestion:
     """The likely counterpart of `known` (a path on the kernel that has it) on the other kernel, and what speaks for it.
 
-    `known` and `found` are paths below `root`; `known_type` and `found_type` are C for people.
+    `kind`: of a `field` `known` and `found` are paths below the struct `root`, `known_type` and `found_type` C for
+    people; of an `enumerator` they are names in the enum `root`, and its values; of a `type` names and descriptions.
     """
 
+    kind: str = "field"
     root: str
     known: tuple[str, ...]
     found: tuple[str, ...]
@@ -61,7 +63,8 @@ class Suggestion:
     @property
     def text(self) -> str:
         """`task_struct.state (volatile long) is likely task_struct.__state (unsigned int) there: ...`"""
-        was, now = (f"{self.root}.{'.'.join(path)}" for path in (self.known, self.found))
+        head = {"field": f"{self.root}.", "enumerator": f"{self.root}::"}.get(self.kind, "")
+        was, now = (f"{head}{'.'.join(path)}" for path in (self.known, self.found))
         return f"{was} ({self.known_type}) is likely {now} ({self.found_type}) there: {', '.join(self.reasons)}"
 
 

@@ -16,8 +16,11 @@ from harness.errors import UsageError
 from harness.guest.bpf_object import BpfObject
 from harness.guest.btf import Btf, load
 from harness.guest.core_relo import Targets, relocate
+from harness.model.result import field_of
 from harness.report import flavor_code, kernel_diff_format
 from harness.report.kernel_diff import compare, history
+from harness.report.leads import Lost, lead
+from harness.report.renamed import enumerator_successor, type_successor
 from harness.report.successor import find_field, successor
 from tests.support.clang import compile_bpf, compile_target
 from tests.support.facts import begun, evidence, facts, guard, judged, poisoned, prog, relo, run_of
@@ -123,6 +126,107 @@ def test_no_code_where_there_is_no_plain_way() -> None:
     assert flavor_code.both(evil, ["state;\nevil"], evil, ["state"], "task") is None
 
 
+TYPES_OLD = """
+    enum reason { R_NONE, R_READ, R_WRITE, R_MAX };
+    enum op { OP_READ, OP_WRITE, OP_FLUSH };
+    struct item { int a; int b; int c; };
+    union either { int a; long b; };
+    typedef struct { int quotient; int rest; } division_t;
+    typedef int *where_t;
+    struct gone { int x; };
+    typedef unsigned long cputime_t;
+"""
+TYPES_NEW = """
+    enum reason { R_NONE, R_READ_KERNEL, R_WRITE, R_MAX };
+    enum req_op { OP_READ, OP_WRITE, OP_FLUSH, OP_ZONE };
+    struct my_item { int a; int b; int c; int d; };
+    union either_of { int a; long b; };
+    typedef struct { int quotient; int rest; } division2_t;
+    typedef int *where2_t;
+    struct quite { int other; };
+"""
+ALL_OLD = ("enum reason", "enum op", "struct item", "union either", "division_t", "where_t", "struct gone", "cputime_t")
+ALL_NEW = ("enum reason", "enum req_op", "struct my_item", "union either_of", "division2_t", "where2_t", "struct quite")
+
+
+def test_what_types_and_enumerators_have_become() -> None:
+    old, new = btf(TYPES_OLD, *ALL_OLD), btf(TYPES_NEW, *ALL_NEW)
+
+    def said(spec: str, has: Btf, lacks: Btf) -> str | None:
+        found = lead(Lost(spec=spec, lacks="there"), has, lacks)
+        return found.suggestion.text if found else None
+
+    assert said("<enumval_value> [3] enum reason___x::R_READ = 1", old, new) == (
+        "reason::R_READ (= 1) is likely reason::R_READ_KERNEL (= 1) there: a similar name (R_READ, R_READ_KERNEL),"
+        " it stands after R_NONE and before R_WRITE, the same value"
+    )
+    assert said("<type_exists> [3] enum op", old, new) == (
+        "op (enum, 3 enumerators) is likely req_op (enum, 4 enumerators) there: a similar name (op, req_op),"
+        " 3 of 4 members have the same names, the same size"
+    )
+    text = "item (struct, 12 bytes) is likely my_item (struct, 16 bytes) there: a similar name (item, my_item)"
+    assert str(said("<type_size> [3] struct item", old, new)).startswith(text)
+    assert str(said("<byte_off> [3] struct item.b (0:1 @ offset 4)", old, new)).startswith(text)
+    assert "either_of" in str(said("<type_exists> [3] union either", old, new))
+    assert "division2_t" in str(said("<type_exists> [3] typedef division_t", old, new))
+    # From the other side the same rename.
+    assert "is likely item" in str(said("<type_exists> [3] struct my_item", new, old))
+    # Still there; like nothing; of another kind; unknown everywhere.
+    assert said("<enumval_value> [3] enum reason::R_WRITE = 2", old, new) is None
+    for spec in ("struct gone", "struct reason", "typedef cputime_t", "struct nobody", "int int"):
+        assert said(f"<type_exists> [3] {spec}", old, new) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "use", "checks", "reads"),
+    [
+        ("<enumval_exists> [3] enum reason::R_READ = 1", "value_of_R_READ()",
+         ("enumval_exists R_READ___one", "enumval_exists R_READ_KERNEL___other"),
+         ("enumval_value R_READ___one", "enumval_value R_READ_KERNEL___other")),
+        ("<enumval_exists> [3] enum op::OP_READ = 0", "which_op()",
+         ("type_exists op___one", "type_exists req_op___other"), ()),
+        ("<type_exists> [3] struct item", "which_item()",
+         ("type_exists item___one", "type_exists my_item___other"), ()),
+        ("<type_exists> [3] union either", "which_either()",
+         ("type_exists either___one", "type_exists either_of___other"), ()),
+        ("<type_exists> [3] typedef division_t", "which_division_t()",
+         ("type_exists division_t___one", "type_exists division2_t___other"), ()),
+        ("<byte_off> [3] struct item.b (0:1 @ offset 4)", "item_b(ctx)",
+         ("field_exists item___with_b.b", "field_exists my_item___with_b.b"),
+         ("byte_off item___with_b.b", "byte_off my_item___with_b.b")),
+    ],
+)  # fmt: skip
+def test_the_suggested_code_serves_both_names(
+    spec: str, use: str, checks: tuple[str, str], reads: tuple[str, ...]
+) -> None:
+    """clang compiles it without a warning; relocated against each side, one check is 1 and only its read resolves."""
+    old, new = btf(TYPES_OLD, *ALL_OLD), btf(TYPES_NEW, *ALL_NEW)
+    found = lead(Lost(spec=spec, lacks="there"), old, new)
+    assert found is not None and found.code is not None
+    program = f'SEC("raw_tp/x") int prog(void *ctx) {{ return (long){use} > (long)ctx; }}'
+    text = TYPES + HEAD + found.code + program + '\nchar LICENSE[] SEC("license") = "GPL";'
+    data = compile_bpf(text, prelude=False, options=("-Weverything", "-Werror=all", "-Wno-unused-function"))
+    for target, side_ in ((old, 0), (new, 1)):
+        run = relocate(BpfObject(data), Targets(target))
+        assert run.error is None
+        results = {f"{relo.kind} {_said(relo.local_spec)}": (relo.outcome, relo.new_value) for relo in run.relos}
+        assert [results[check] for check in checks] == [("resolved", 1 - side_), ("resolved", side_)]
+        for number, read in enumerate(reads):
+            assert results[read][0] == ("resolved" if number == side_ else "poisoned")
+
+
+def _said(spec: object) -> str:
+    """What is looked for, as people write it; of an enumerator its own name."""
+    return field_of(str(spec)).rpartition("::")[2]
+
+
+def test_no_code_for_a_typedef_of_a_pointer_nor_for_names_that_are_none() -> None:
+    old, new = btf(TYPES_OLD, *ALL_OLD), btf(TYPES_NEW, *ALL_NEW)
+    assert flavor_code.either_type(old, new, "typedef", "where_t", "where2_t") is None
+    assert flavor_code.either_type(old, new, "struct", "item", "x { evil") is None
+    assert flavor_code.either_enumerator("reason", "R_READ", "1; evil()") is None
+
+
 def side(kernel: str, value: int, **more: object):
     relos = [guard(0, "task___old.state", value), (relo if value else poisoned)(1, "task___old.state")]
     found = "<byte_off> [1] struct task.state (0:1 @ offset 8)" if value else None
@@ -206,4 +310,30 @@ def test_renames_of_the_kernels_history(btf_4_19: Btf, root: str, path: str, fou
     if today is None or find_field(today, "kernfs_node", ["__parent"]) is None:
         pytest.skip("this kernel has no BTF, or is older than 6.15")
     suggestion = successor(btf_4_19, today, root, [path])
+    assert (suggestion.found if suggestion else None) == ((found,) if found else None)
+
+
+# (keyword, name) or (enum, enumerator)
+TYPE_HISTORY = [
+    ("struct", "compat_timespec", "old_timespec32"),  # 5.0, 9afc5eee65ca
+    ("struct", "compat_timeval", "old_timeval32"),  # 5.0, 9afc5eee65ca
+    ("union", "tcp_md5_addr", "tcp_ao_addr"),  # 6.7, c845f5f3590e
+    ("node_stat_item", "NR_SLAB_RECLAIMABLE", "NR_SLAB_RECLAIMABLE_B"),  # 5.9, d42f3245c7e2
+    ("ttu_flags", "TTU_IGNORE_HWPOISON", "TTU_HWPOISON"),  # 6.3, 6da6b1d4a7df
+    ("struct", "zone_reclaim_stat", None),  # gone in 5.8
+    ("struct", "hd_struct", None),  # gone in 5.11: struct block_device took over
+    ("node_stat_item", "NR_UNSTABLE_NFS", None),  # gone in 5.8
+]
+
+
+@pytest.mark.parametrize(("what", "name", "found"), TYPE_HISTORY)
+def test_renamed_types_and_enumerators_of_the_kernels_history(
+    btf_4_19: Btf, what: str, name: str, found: str | None
+) -> None:
+    here = Path("/sys/kernel/btf/vmlinux")
+    today = load(str(here)) if here.exists() else None
+    if today is None or find_field(today, "kernfs_node", ["__parent"]) is None:
+        pytest.skip("this kernel has no BTF, or is older than 6.15")
+    ask = type_successor if what in {"struct", "union"} else enumerator_successor
+    suggestion = ask(btf_4_19, today, what, name)
     assert (suggestion.found if suggestion else None) == ((found,) if found else None)
