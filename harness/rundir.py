@@ -4,6 +4,7 @@
     logs/<identity>/<program>.log     the verdict load's verifier log
     consoles/<kernel>-N.log           what each guest's console said, if anything: guests boot `quiet`
     plan.json                         at the beginning: what each result depends on (commands/resume.py)
+    guest_packages.json               before the first guest: what guests are made of, by architecture
     run.json, report.txt              at the end, also of an interrupted run
 
 Files appear whole or not at all (temporary name, then rename), so what a killed run leaves can be trusted.
@@ -27,6 +28,7 @@ from urllib.parse import quote
 from harness.errors import InfrastructureError, UsageError
 from harness.model.result import CellResult, RunResult, run_from_json, to_json
 
+PACKAGES = "guest_packages.json"
 _LONGEST_NAME = 200  # NAME_MAX is 255 bytes, less room for suffixes
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from harness import __version__
 from harness.errors import UsageError
@@ -23,7 +24,7 @@ from harness.model.expectation import NONE, Expectations
 from harness.model.lock import Lock
 from harness.model.result import CellResult, cell_from_json
 from harness.model.verdict import CellStatus
-from harness.rundir import RunDirectory, file_name
+from harness.rundir import PACKAGES, RunDirectory, file_name
 
 PLAN = "plan.json"
 LATEST = "latest"
@@ -85,6 +86,14 @@ def keep(
     return kept
 
 
+def guest_packages(directory: RunDirectory, kept: Mapping[str, CellResult]) -> dict[str, tuple[dict[str, Any], ...]]:
+    """What the guests of the kept results were made of, by architecture, as the run that was interrupted wrote it."""
+    found = _object(directory.path / PACKAGES)
+    arches = {result.kernel.arch for result in kept.values() if result.status is not CellStatus.NOT_APPLICABLE}
+    rows = {arch: value for arch, value in found.items() if arch in arches and isinstance(value, list)}
+    return {arch: tuple(row for row in value if isinstance(row, dict)) for arch, value in rows.items()}
+
+
 def note(kept: Mapping[str, CellResult]) -> tuple[str, ...]:
     """What a resumed run says about itself."""
     return (f"resumed: {len(kept)} results are those of the run that was interrupted",) if kept else ()
@@ -100,10 +109,15 @@ def _digest(cell: Cell, expectations: Expectations, lock: Lock | None) -> str:
 
 def _plan(path: Path) -> Mapping[str, object]:
     """Digests by identity; none where there is no plan, or a damaged one."""
+    cells = _object(path).get("cells")
+    return cells if isinstance(cells, dict) else {}
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    """A file that holds a JSON object; empty where there is none, or a damaged one."""
     with suppress(OSError, ValueError, RecursionError):
-        plan = json.loads(path.read_bytes())
-        cells = plan.get("cells") if isinstance(plan, dict) else None
-        return cells if isinstance(cells, dict) else {}
+        found = json.loads(path.read_bytes())
+        return found if isinstance(found, dict) else {}
     return {}
 
 

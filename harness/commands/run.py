@@ -81,6 +81,8 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
             attach=options.attach, both=options.loader == "both",
         )  # fmt: skip
+        for arch, packages in resume.guest_packages(directory, kept).items():
+            judging.note_packages(arch, packages)
         plan = Plan(
             cells=tuple(cell for cell in job.cells if not cell.not_applicable and str(cell.id) not in kept),
             limits=host_limits(options.jobs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 import traceback
@@ -33,7 +34,7 @@ from harness.model.verdict import CellStatus
 from harness.predict.compare import compare
 from harness.predict.kernels import model_from
 from harness.predict.models import Model
-from harness.rundir import RunDirectory, file_name, logs_of
+from harness.rundir import PACKAGES, RunDirectory, file_name, logs_of
 from harness.session import JudgeRequest, SessionOptions
 from harness.store import Store
 
@@ -82,9 +83,13 @@ class Judging:
         return judge.lost(self._begun(cell, None, None), Interrupted(STOPPED))
 
     def guest_packages(self) -> dict[str, list[dict[str, Any]]]:
-        """What the guests of each architecture were made of, so far."""
-        own = {arch: packages.provenance for arch, packages in self._packages.items()}
-        return {arch: list(provenance) for arch, provenance in sorted({**self._noted, **own}.items())}
+        """What the guests of each architecture were made of, so far; what several say once."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        own = [(arch, packages.provenance) for arch, packages in list(self._packages.items())]
+        for arch, provenance in sorted([*self._noted.items(), *own], key=lambda row: row[0]):
+            kept = found.setdefault(arch, [])
+            kept += [package for package in provenance if package not in kept]
+        return found
 
     def portable(self) -> dict[str, Any]:
         """The arguments that make the same judging on another machine, but for where it keeps things there."""
@@ -96,11 +101,16 @@ class Judging:
         return self._provide(spec, on_event), self._packages.get(spec.arch.name)
 
     def adopt_packages(self, arch: str, packages: GuestPackages) -> None:
-        """Take packages that came another way, unless there are some."""
-        self._packages.setdefault(arch, packages)
+        """Take packages, unless there are some, and write down what the guests are made of before any of them runs: a
+        run that goes on after this one was killed keeps its results, and must still know.
+        """
+        if arch not in self._packages:
+            self._packages[arch] = packages
+            with suppress(InfrastructureError), self._locks[PACKAGES]:  # a full disk: the verdicts matter more
+                self.directory.write(PACKAGES, json.dumps(self.guest_packages(), indent=1))
 
     def note_packages(self, arch: str, provenance: tuple[dict[str, Any], ...]) -> None:
-        """What the guests of an architecture were made of, where another machine had them."""
+        """What the guests of an architecture were made of, where another machine or an earlier run had them."""
         self._noted[arch] = provenance
 
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
@@ -112,7 +122,8 @@ class Judging:
         with self._locks[spec.arch.name]:
             if spec.arch.name not in self._packages:
                 debs = fetch_guest(self.guest, spec.arch, self.store, self.lock, on_event, options=self.apt)
-                self._packages[spec.arch.name] = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
+                packages = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
+                self.adopt_packages(spec.arch.name, packages)
         return kernel
 
     def _open(self, kernel: Kernel, on_event: Callable[[str], None]) -> GuestSession:

@@ -13,7 +13,7 @@ import ctypes
 import os
 import struct
 
-from .loader import LOG_KEPT
+from .loader import LOG_KEPT, with_its_end
 from .syscall import LOG_MAX, LOG_STATS, MAP_CREATE, MAP_FREEZE, MAP_UPDATE_ELEM, PROG_BIND_MAP, PROG_LOAD, ProgLoad
 
 TYPE_CHECKING = False
@@ -123,8 +123,10 @@ class Doors:
         if truncated:
             fd, errno, _ = self._attempt(request, attr, 0)
         elif fd is None and log:
+            short = log
             again, errno_again, log = self._attempt(request, attr, 1 | LOG_STATS)
             truncated = errno_again == _ENOSPC
+            log = with_its_end(log, short) if truncated else log
             if again is not None:
                 os.close(again)
         return Verdict(load, fd, errno, log, truncated)

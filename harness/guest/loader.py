@@ -191,17 +191,26 @@ def verdict_load(bpf: Bpf, load: ProgLoad) -> Verdict:
         verdict.errno = error.errno
     if verdict.errno == _ENOSPC:
         _load_silently(bpf, load, verdict)
-    elif verdict.errno is not None:
-        _take_log(bpf, verdict)
-        if verdict.log:
-            _load_for_log(bpf, load, verdict)
+    elif verdict.errno is not None and bpf.log_buffer().text():
+        _load_for_log(bpf, load, verdict)
     else:
-        _take_log(bpf, verdict)
+        _take_log(bpf.log_buffer().text(), verdict)
     return verdict
 
 
+def with_its_end(log: bytes, short: bytes) -> bytes:
+    """A log that did not fit, and after it what it has lost, if that is its end: the reason and the figures, which the
+    `short` log of the same load (statistics only) has too.
+
+    A full buffer keeps its end since 6.4 (commit 121664093803), its beginning before that.
+    """
+    if verifier_log.figures(log[-verifier_log.TAIL :].decode("utf-8", "replace")) is not None:
+        return log
+    return log + b"\n[... the kernel's log buffer was full ...]\n" + short
+
+
 def _load_silently(bpf: Bpf, load: ProgLoad, verdict: Verdict) -> None:
-    _take_log(bpf, verdict)
+    _take_log(bpf.log_buffer().text(), verdict)
     verdict.truncated = True
     verdict.errno = None
     try:
@@ -211,16 +220,17 @@ def _load_silently(bpf: Bpf, load: ProgLoad, verdict: Verdict) -> None:
 
 
 def _load_for_log(bpf: Bpf, load: ProgLoad, verdict: Verdict) -> None:
+    short = log = bpf.log_buffer().text()
     try:
         # A second load can only end as the first; should it not, the first one counts and the program is not kept.
         os.close(bpf.prog_load(load, 1 | LOG_STATS, LOG_MAX))
     except OSError as error:
         verdict.truncated = error.errno == _ENOSPC
-        _take_log(bpf, verdict)
+        log = bpf.log_buffer().text()
+    _take_log(with_its_end(log, short) if verdict.truncated else log, verdict)
 
 
-def _take_log(bpf: Bpf, verdict: Verdict) -> None:
-    log = bpf.log_buffer().text()
+def _take_log(log: bytes, verdict: Verdict) -> None:
     if len(log) > LOG_KEPT:
         log, verdict.truncated = log[-LOG_KEPT:], True
     verdict.log = log.decode("utf-8", "replace")

@@ -20,7 +20,7 @@ _FIGURES = {
 }
 # Lines of print_verification_stats(); "insns processed" is new in 7.x, where each subprogram has its own figures.
 _STATISTICS = ("processed ", "insns processed", "verification time", "stack depth")
-_TAIL = 1200  # the figures are the log's last lines
+TAIL = 1200  # the figures are the log's last lines
 
 
 def figures(log: str) -> dict[str, int | None] | None:
@@ -41,7 +41,7 @@ def figures(log: str) -> dict[str, int | None] | None:
             "insn_limit",
         )
     )
-    words = log[-_TAIL:].replace(",", " ").replace("(", " ").replace(")", " ").split()
+    words = log[-TAIL:].replace(",", " ").replace("(", " ").replace(")", " ").split()
     for before, word, after in zip(["", *words], words, words[1:]):
         if word == "processed":
             found["processed_insns"] = _number(after)
@@ -84,8 +84,8 @@ def visited(log: bytes) -> set[int]:
 
 def last_insn(log: bytes) -> int | None:
     """The instruction the verifier looked at last: where it stopped, in a rejected load's log."""
-    end = len(log)
-    while end > 0:
+    begin, end = _walk(log), len(log)
+    while end > begin:
         start = log.rfind(b"\n", 0, end) + 1
         line = log[start:end]
         at = line.find(b": (")
@@ -93,6 +93,17 @@ def last_insn(log: bytes) -> int | None:
             return int(line[:at])
         end = start - 1
     return None
+
+
+def _walk(log: bytes) -> int:
+    """Where the walk begins (see `visited`): behind 7.x's tables; 0 where no line of registers says so."""
+    at = log.find(b": R")
+    while at >= 0:
+        start = log.rfind(b"\n", max(at - 9, 0), at) + 1
+        if (start or at < 9) and log[start:at].isdigit():
+            return start
+        at = log.find(b": R", at + 1)
+    return 0
 
 
 def reason(log: str) -> str | None:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import cli
+from harness.boot import GuestPackages
 from harness.executor.judging import Judging
 from harness.executor.local import Services
 from harness.model.cell import Cell
+from harness.model.kernel import Kernel, KernelSpec
 from tests.support import cells as make
 from tests.support.facts import evidence, facts, prog
 
@@ -53,10 +55,17 @@ class Killer:
         return stepped
 
 
+def provide(judging: Judging, spec: KernelSpec) -> Kernel:
+    """A kernel, and the packages of its guests."""
+    package = {"name": f"python-for-{spec.arch.name}", "version": "3", "sha256": "1" * 64}
+    judging.adopt_packages(spec.arch.name, GuestPackages(paths=(), provenance=(package,)))
+    return make.kernel(spec)
+
+
 def main(asked: str, at: str, *words: str) -> int:
     killer = Killer(int(at))
     Judging.services = lambda self: Services(  # type: ignore[method-assign]
-        provide=lambda spec, _say: make.kernel(spec), open_session=lambda _kernel, _say: Guest(Path(asked)),
+        provide=lambda spec, _say: provide(self, spec), open_session=lambda _kernel, _say: Guest(Path(asked)),
         conclude=self._conclude, give_up=self._give_up,
     )  # fmt: skip
     Path.replace, Path.write_text = killer.before(Path.replace), killer.before(Path.write_text)  # type: ignore[method-assign]

@@ -103,6 +103,7 @@ def test_killed_at_every_point_the_next_run_goes_on_and_comes_to_the_same(tmp_pa
         again = run(place, objects, "--resume", "latest")
         assert again.returncode == done.returncode, again.stderr
         assert timeless(stored(place)) == expected
+        assert stored(place)["host"]["guest_packages"] == stored(whole)["host"]["guest_packages"]
         assert not set(asked(place)) & kept
         assert set(asked(place)) | kept == {cell["id"] for cell in expected}
         assert not list((place / "runs").rglob(".*.tmp"))
@@ -112,6 +113,8 @@ def test_a_whole_run_resumed_asks_nobody(finished: Path, again: Path) -> None:
     (again / "asked").unlink(missing_ok=True)
     run(again, finished / "objects", "--resume", "latest")
     assert asked(again) == []
+    packages = stored(again)["host"]["guest_packages"]
+    assert [row["name"] for row in packages["x86_64"]] == ["python-for-x86_64"]  # none was fetched this time
     assert stored(again)["cells"] == stored(finished)["cells"]
     assert "resumed: 6 results are those of the run that was interrupted" in stored(again)["notes"]
 
@@ -164,6 +167,18 @@ def test_digests_do_not_depend_on_the_process() -> None:
     ]  # fmt: skip
     assert len(set(said)) == 1
     assert len(said[0]) > 100
+
+
+def test_guests_of_two_runs_are_both_listed(finished: Path, again: Path) -> None:
+    """A newer package by the second run: results of both kinds of guest are in it."""
+    (path,) = (again / "runs").glob("*/guest_packages.json")
+    older = {"name": "python-for-x86_64", "version": "2", "sha256": "2" * 64}
+    path.write_text(json.dumps({"x86_64": [older], "arm64": [older], "s390x": "damaged"}))
+    next((again / "runs").glob("*/cells/debian-6.1-cloud-amd64/sizes@python.json")).unlink()
+    run(again, finished / "objects", "--resume", "latest")
+    found = stored(again)["host"]["guest_packages"]
+    assert {arch: [row["version"] for row in rows] for arch, rows in found.items()} == {"x86_64": ["2", "3"]}
+    assert json.loads(path.read_text()) == found
 
 
 @pytest.mark.parametrize("given", ["latest", "nowhere", "."])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.guest import verifier_log as vl
+from harness.guest.loader import with_its_end
 
 LOG_7_2 = """\
 0: R1=ctx() R10=fp0
@@ -85,6 +86,25 @@ def test_the_table_of_live_registers_is_no_walk() -> None:
     table = LOG_6_18[: LOG_6_18.index("0: R1=ctx")].encode()
     assert vl.visited(table) == set()
     assert vl.last_insn(table) is None
+
+
+def test_a_long_table_of_live_registers_is_no_walk_either() -> None:
+    """From the hundredth line on it is not indented; a walk that ends before its first instruction stops nowhere."""
+    log = b"100: .......... (b7) r0 = 0\n101: (95) exit\n0: R1=ctx() R10=fp0\nR2 !read_ok\n"
+    assert vl.visited(log) == set()
+    assert vl.last_insn(log) is None
+    assert vl.last_insn(b": R" * 1000 + b"\n3: (95) exit\n") == 3
+
+
+def test_a_log_cut_at_its_end_gets_its_end() -> None:
+    """5.10 and 6.1 keep the beginning of a log that does not fit, 6.4 and later its end."""
+    short = b"BPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns (limit 1000000)\n"
+    begin, end = b"3: (07) r1 += -1\n4: (55) if r1 != 0x0 go", b"4: (55) if r1 != 0x0 goto pc-2\n" + short
+    whole = with_its_end(begin, short)
+    assert whole.startswith(begin)
+    assert whole.endswith(short)
+    assert with_its_end(end, short) == end
+    assert vl.reason(whole.decode()) == vl.reason(end.decode()) == "BPF program is too large. Processed 1000001 insn"
 
 
 def test_other_errors_are_not_poison() -> None:
