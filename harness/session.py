@@ -247,7 +247,8 @@ class Session:
             guest.channel.close()
             assert guest.memory is not None
             deadline = time.monotonic() + self._deadlines.save
-            snapshot.save(self._options.store, key, guest.qemu.monitor, guest.memory, deadline)
+            about = {"kernel": self._kernel.spec.id, "release": self._kernel.release}
+            snapshot.save(self._options.store, key, guest.qemu.monitor, guest.memory, deadline, about=about)
         except CorematrixError as error:
             self._note(f"the guest could not be saved: {error.message}")
         finally:

@@ -132,6 +132,10 @@ class Store:
         path = self.root / "trees" / kind / key
         return path if _used(path) else None
 
+    def trees(self, kind: str) -> dict[str, Path]:
+        """All trees of a kind by key, for people to look at: none of them counts as used."""
+        return {path.name: path for path in (self.root / "trees" / kind).glob("*") if path.is_dir()}
+
     def put_tree(self, kind: str, key: str, files: Mapping[str, str]) -> Path:
         """Make a directory of readable names for blobs (`files`: relative name -> SHA-256). First come, first kept."""
         target = self.root / "trees" / kind / key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +17,7 @@ from harness.model.lock import Lock
 from harness.report import untrusted
 from harness.rundir import write_whole
 from harness.store import DEFAULT_CAP_BYTES, Store
+from harness.vm import snapshot
 
 Say = Callable[[str], None]
 # Who fetches or locks wants what is newest now; a minute keeps one command from asking for an index twice.
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary = "remove what was used longest ago from the cache"
     prune = actions.add_parser("prune", help=summary, description=summary)
     prune.add_argument("--keep-gb", type=float, default=DEFAULT_CAP_BYTES / 2**30, metavar="N", help="what may stay")
+    prune.add_argument(
+        "--guests-gb", type=float, default=snapshot.CAP_BYTES / 2**30, metavar="N", help="of which saved guests"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="list the saved guests, and remove nothing")
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
@@ -81,10 +87,7 @@ class _Job:
             pin = locked[spec.id][0].version if spec.id in locked else "-"
             tags = ",".join(sorted(spec.tags))
             rows.append((spec.id, spec.arch.name, spec.variant, tags, self._cached(spec), pin))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-            self.stdout.write(line.rstrip() + "\n")
+        _table(rows, self.stdout)
         return 0
 
     def _cached(self, spec: KernelSpec) -> str:
@@ -128,7 +131,37 @@ class _Job:
 
 
 def _prune(options: argparse.Namespace, store: Store, stdout: TextIO) -> int:
+    """Saved guests first: they are the cheapest to make anew. Lists them, with what became of each."""
+    before = snapshot.inventory(store)
+    if options.dry_run:
+        _table([_HEADS, *(_row(guest, "") for guest in before)], stdout)
+        total = sum(guest.bytes for guest in before)
+        stdout.write(f"{len(before)} saved guests, {_gib(total)} of {_gib(store.usage())} in {store.root}\n")
+        return 0
+    evicted = snapshot.evict(store, cap_bytes=int(options.guests_gb * 2**30))
     pruned = store.prune(cap_bytes=int(options.keep_gb * 2**30))
-    freed, left = (f"{amount / 2**30:.2f} GiB" for amount in (pruned.freed, pruned.left))
-    stdout.write(f"{len(pruned.removed)} removed, {freed} freed, {left} left in {store.root}\n")
+    left = {guest.key for guest in snapshot.inventory(store)}
+    _table([_HEADS, *(_row(guest, "kept" if guest.key in left else "evicted") for guest in before)], stdout)
+    freed = pruned.freed + sum(guest.bytes for guest in before if guest.key in evicted)
+    removed = len(evicted) + len(pruned.removed)
+    stdout.write(f"{removed} removed, {_gib(freed)} freed, {_gib(pruned.left)} left in {store.root}\n")
     return 0
+
+
+_HEADS = ("SAVED GUEST", "RELEASE", "MIB", "LAST USE", "")
+
+
+def _row(guest: snapshot.Listed, fate: str) -> tuple[str, ...]:
+    used = datetime.fromtimestamp(guest.used).astimezone().strftime("%Y-%m-%d %H:%M")
+    return guest.kernel or guest.key, guest.release or "-", str(guest.bytes >> 20), used, fate
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB"
+
+
+def _table(rows: Sequence[tuple[str, ...]], stdout: TextIO) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        stdout.write(untrusted.line(line.rstrip()) + "\n")

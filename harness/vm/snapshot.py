@@ -44,6 +44,20 @@ class SavedGuest:
         return sum(path.stat().st_blocks * 512 for path in (self.memory, self.state))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A saved guest as the cache has it: `kernel` its id in the matrix (None: saved before that was written down),
+    `release` what `uname -r` says in it, `bytes` on disk, `used` when it was last restored (seconds since 1970, to the
+    hour).
+    """
+
+    key: str
+    kernel: str | None
+    release: str | None
+    bytes: int
+    used: float
+
+
 def key(facts: dict[str, Any]) -> str:
     """The name of a guest that depends on `facts` (JSON values) and on nothing else."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -58,6 +72,28 @@ def find(store: Store, name: str) -> SavedGuest | None:
     return saved if saved.memory.is_file() and saved.state.is_file() else None
 
 
+def inventory(store: Store) -> tuple[Listed, ...]:
+    """All saved guests, used longest ago first."""
+    found = []
+    for name, tree in store.trees(_KIND).items():
+        with contextlib.suppress(OSError):  # another process may be evicting
+            size = SavedGuest(memory=tree / "memory", state=tree / "state").bytes
+            known = store.entry(_KIND, name) or {}
+            kernel, release = known.get("kernel"), known.get("release")
+            found.append(Listed(key=name, kernel=kernel, release=release, bytes=size, used=tree.stat().st_mtime))
+    return tuple(sorted(found, key=lambda guest: guest.used))
+
+
+def evict(store: Store, *, cap_bytes: int = CAP_BYTES) -> tuple[str, ...]:
+    """Remove those used longest ago until the rest keeps within the cap; their keys. A run that is about to restore one
+    boots cold. CacheError.
+    """
+    gone = store.trim(_KIND, cap_bytes=cap_bytes)
+    for name in gone:
+        store.drop_entry(_KIND, name)
+    return gone
+
+
 def drop(store: Store, name: str) -> None:
     """Forget a saved guest that does not come up. A cache that cannot be written keeps it; the caller boots cold
     either way.
@@ -66,8 +102,11 @@ def drop(store: Store, name: str) -> None:
         shutil.rmtree(store.root / "trees" / _KIND / name)
 
 
-def save(store: Store, name: str, monitor: Qmp, memory: int, deadline: float) -> SavedGuest:
+def save(
+    store: Store, name: str, monitor: Qmp, memory: int, deadline: float, *, about: dict[str, str] | None = None
+) -> SavedGuest:
     """Save the guest behind `monitor`, whose RAM is the file open as `memory`; the guest stands still afterwards.
+    `about` is what `inventory` tells people of it: kernel, release.
 
     The port to the guest must have been hung up: a guest saved with its host there would not notice the next one
     coming. It must not be stopped first: a guest saved while paused wakes up paused. Saved guests together keep within
@@ -86,7 +125,8 @@ def save(store: Store, name: str, monitor: Qmp, memory: int, deadline: float) ->
         files = {"memory": store.put_file(copy), "state": store.put_file(state)}
         tree = store.put_tree(_KIND, name, files)
     with contextlib.suppress(CacheError, FileNotFoundError):  # two at once, or a cache that cannot be written
-        store.trim(_KIND, cap_bytes=CAP_BYTES)
+        store.put_entry(_KIND, name, about or {})
+        evict(store)
     # QEMU opens a private mapping's file for writing all the same (`readonly=on` would make the guest's RAM read-only).
     with contextlib.suppress(OSError):
         (tree / "memory").chmod(0o644)
