@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import takewhile
 
+from harness.c_types import c_type
 from harness.guest.btf import (
     BTF_KIND_ENUM,
     BTF_KIND_ENUM64,
@@ -23,7 +24,7 @@ from harness.guest.btf import (
     Type,
 )
 from harness.guest.names import essential_name
-from harness.report.successor import ENOUGH, Suggestion, c_type, size_of
+from harness.report.successor import ENOUGH, Suggestion, size_of
 
 _KINDS = {
     "struct": (BTF_KIND_STRUCT,), "union": (BTF_KIND_UNION,), "enum": (BTF_KIND_ENUM, BTF_KIND_ENUM64),
