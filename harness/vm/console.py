@@ -17,13 +17,15 @@ _TAIL_LINES = 40
 # kernel/watchdog.c, kernel/hung_task.c, mm/oom_kill.c.
 _OUR_FAULT = "guest code"
 _MARKERS = (
-    ("panic", re.compile(r"Kernel panic - not syncing.*")),
+    # "Fatal exception" is what `oops=panic` makes of an oops: the oops says what went wrong.
+    ("panic", re.compile(r"Kernel panic - not syncing(?!: Fatal exception).*")),
     (
         "oops",
         re.compile(
-            r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at ).*"
+            r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at |invalid opcode: ).*"
         ),
     ),
+    ("panic", re.compile(r"Kernel panic - not syncing.*")),
     ("soft lockup", re.compile(r"watchdog: BUG: soft lockup.*")),
     ("stall", re.compile(r"rcu: INFO: .*(?:stall|self-detected).*")),
     ("hung task", re.compile(r"INFO: task .* blocked for more than .*")),

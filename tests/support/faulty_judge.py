@@ -105,12 +105,65 @@ def _twice(data):
     _write(_frame(b'{"type": "facts", "answer": 1}', bytes.fromhex(data.decode())))
 
 
+def _syscall(number, *words):
+    import ctypes
+
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    result = call(number, *(ctypes.c_long(word) if isinstance(word, int) else word for word in words))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "system call %d" % number)
+    return result
+
+
+def _set(name, value):
+    with open("/proc/sys/kernel/" + name, "w") as file:
+        file.write(value)
+
+
+def _insert(data):
+    """finit_module(2) by force, of a module of tests/support/faulty_module.py."""
+    with open("/tmp/faulty.ko", "wb") as file:
+        file.write(data)
+    _syscall(313, os.open("/tmp/faulty.ko", os.O_RDONLY), b"", 3)  # IGNORE_MODVERSIONS, IGNORE_VERMAGIC
+
+
+def _soft_lockup(data):
+    _set("watchdog_thresh", "1")
+    _insert(data)
+
+
+def _hung_task():
+    """Wait for ever, uninterruptibly, for the lock of a file: a second thread holds it, which is writing from a page
+    that a userfaultfd(2) of ours never fills in. We know when it holds the lock, for then we are told of the page.
+    """
+    import _thread
+    import ctypes
+    import fcntl
+    import mmap
+    import struct
+
+    _set("hung_task_timeout_secs", "1")
+    fault = _syscall(323, os.O_CLOEXEC)
+    fcntl.ioctl(fault, 0xC018AA3F, struct.pack("=QQQ", 0xAA, 0, 0))  # UFFDIO_API
+    page = mmap.mmap(-1, 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    fcntl.ioctl(fault, 0xC020AA00, struct.pack("=QQQQ", address, 4096, 1, 0))  # UFFDIO_REGISTER, missing pages
+    file = os.open("/tmp/locked", os.O_RDWR | os.O_CREAT)
+    _thread.start_new_thread(_syscall, (1, file, address, 4096))  # write(2)
+    os.read(fault, 32)
+    os.write(file, b"x")
+
+
 FAULTS = {
     "none": lambda data: None,
     "echo": lambda data: {"type": "facts", "size": len(data), "blob": data.hex()},
     "clock": lambda data: {"type": "facts", "time_ns": time.time_ns()},
     "random": lambda data: {"type": "facts", "bytes": os.urandom(32).hex()},
     "large": lambda data: {"type": "facts", "text": "x" * int(data)},
+    "oops": _insert,
+    "bug": _insert,
+    "soft_lockup": _soft_lockup,
+    "hung_task": lambda data: _hung_task(),
     "panic": lambda data: _sysrq("c"),
     "hang": lambda data: _sleep(),
     "late": lambda data: time.sleep(5),

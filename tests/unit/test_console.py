@@ -12,6 +12,7 @@ from harness.vm.console import Console, clean, last_words
 # Lines as kernels print them (6.1 and 4.6; old_kernels.md and our own boots).
 PANIC = "[    3.233080] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n"
 OOPS = "[   12.1] BUG: unable to handle kernel NULL pointer dereference at           (null)\n"
+FATAL = "[   12.2] Kernel panic - not syncing: Fatal exception\n"
 LOCKUP = "[   40.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [python3.11:1]\n"
 
 
@@ -20,6 +21,9 @@ LOCKUP = "[   40.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [python3.1
     [
         (PANIC, "panic: Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00"),
         (OOPS + PANIC, "panic: Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00"),
+        (OOPS + FATAL, "oops: BUG: unable to handle kernel NULL pointer dereference at           (null)"),
+        (FATAL, "panic: Kernel panic - not syncing: Fatal exception"),
+        ("[    3.5] invalid opcode: 0000 [#1] PREEMPT SMP NOPTI\n", "oops: invalid opcode: 0000 [#1] PREEMPT SMP"),
         (OOPS, "oops: BUG: unable to handle kernel NULL pointer dereference at           (null)"),
         ("[1.0] general protection fault, maybe for address 0x0: 0000 [#1]\n", "oops: general protection fault, maybe"),
         (LOCKUP, "soft lockup: watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [python3.11:1]"),

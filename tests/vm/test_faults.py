@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from harness.errors import GuestLostError
 from harness.model.kernel import Kernel
 from harness.session import JudgeRequest, Session
 from harness.vm.console import _KEEP_HEAD, _KEEP_TAIL
-from tests.support import guests
+from tests.support import faulty_module, guests
 
 pytestmark = pytest.mark.vm
 
@@ -21,6 +22,8 @@ X86 = "debian-6.1-cloud-amd64"
 DIES = (
     # fault, status, what the message says
     ("panic", "crashed", r"panic: Kernel panic - not syncing: sysrq triggered crash"),
+    ("oops", "crashed", r": oops: BUG: kernel NULL pointer dereference, address: 0000000000000010"),
+    ("bug", "crashed", r": oops: invalid opcode: 0000"),
     ("exit", "crashed", r"panic: Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300"),
     ("out_of_memory", "crashed", r"panic: Kernel panic - not syncing: .*(?:memory|Out of memory)"),
     ("power_off", "crashed", r"the guest died during 'judge'"),
@@ -44,6 +47,12 @@ HANGS = (
     ("fork_bomb", r"did not answer|died"),
     ("flood", r"did not answer"),
 )
+# What the kernel itself has to say, after a second or two of its own.
+STUCK = (
+    ("hung_task", r": hung task: INFO: task .*:1 blocked for more than 1 seconds"),
+    ("soft_lockup", r": soft lockup: watchdog: BUG: soft lockup - CPU#\d stuck for \d+s!"),
+)
+MODULES = {"oops": "oops", "bug": "bug", "soft_lockup": "spin"}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +60,23 @@ def kernel() -> Kernel:
     return guests.kernel(X86)
 
 
+def blob(kernel: Kernel, name: str) -> bytes:
+    """What goes with a fault's request."""
+    if name not in MODULES:
+        return b""
+    assert kernel.btf is not None
+    with tempfile.TemporaryDirectory() as directory:
+        return faulty_module.build(MODULES[name], kernel.btf, Path(directory))
+
+
 def fault(kernel: Kernel, name: str, **changes: Any) -> tuple[GuestLostError, Session, list[dict[str, Any]]]:
+    data = blob(kernel, name)
     session = Session(kernel, guests.options(kernel, sources=guests.faulty_sources(), **changes))
     progress: list[dict[str, Any]] = []
     guest = session._running()
     pid = guest.qemu.pid
     with session, pytest.raises(GuestLostError) as caught:
-        session.judge(JudgeRequest(name=name), b"", progress.append)
+        session.judge(JudgeRequest(name=name), data, progress.append)
     assert not Path(f"/proc/{pid}").exists()
     return caught.value, session, progress
 
@@ -77,6 +96,13 @@ def test_a_guest_that_hangs(kernel: Kernel, name: str, said: str) -> None:
     lost, _, _ = fault(kernel, name, judge_seconds=3)
     assert lost.status in ({"timeout", "crashed"} if name == "fork_bomb" else {"timeout"})
     assert re.search(said, lost.message), lost.message
+
+
+@pytest.mark.parametrize(("name", "said"), STUCK)
+def test_a_guest_whose_kernel_notices_that_it_is_stuck(kernel: Kernel, name: str, said: str) -> None:
+    lost, _, _ = fault(kernel, name, judge_seconds=20)
+    assert lost.status == "timeout"
+    assert re.search(said, lost.message), lost.message + lost.console_tail
 
 
 def test_the_console_of_a_guest_that_talks_without_end_is_bounded(kernel: Kernel) -> None:
