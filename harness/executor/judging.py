@@ -32,6 +32,7 @@ from harness.model.result import CellResult, KernelResult, ObjectResult
 from harness.model.sources import GuestPackages as WantedPackages
 from harness.model.verdict import CellStatus
 from harness.predict.compare import compare
+from harness.predict.guards import with_protection
 from harness.predict.kernels import model_from
 from harness.predict.models import Model
 from harness.rundir import PACKAGES, RunDirectory, file_name, logs_of
@@ -162,28 +163,29 @@ class Judging:
             return result
         tails = list(answer.crashed_progs.values())
         result = replace(result, console_tail=tails[-1] if tails else result.console_tail)
-        result = replace(result, prediction=self._prediction(cell, kernel, result, answer.facts))
+        result = self._predicted(cell, kernel, result, answer.facts)
         try:
             return self.directory.keep_logs(result, logs_of(answer.facts))
         except InfrastructureError as error:  # a full disk: the verdict matters more
             return replace(result, notes=(*result.notes, f"its verifier logs are lost: {error.message}"))
 
-    def _prediction(
-        self, cell: Cell, kernel: Kernel, result: CellResult, facts: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """What would have been predicted, held against what the kernel showed; None where there is no BTF to tell the
-        verifier by. A fault in it is written down and costs the cell nothing.
+    def _predicted(self, cell: Cell, kernel: Kernel, result: CellResult, facts: dict[str, Any]) -> CellResult:
+        """With what would have been predicted, held against what the kernel showed, and what checks protect where it
+        showed nothing; as it is where there is no BTF to tell the verifier by. A fault in it is written down and costs
+        the cell nothing.
         """
         if kernel.btf is None:
-            return None
+            return result
         try:
             with self._locks[str(kernel.btf)]:
                 if str(kernel.btf) not in self._models:
                     self._models[str(kernel.btf)] = model_from(guest_btf.load(str(kernel.btf)))
-            return compare(result, facts, bytes_of(cell.object), self._models[str(kernel.btf)])
+            data, model = bytes_of(cell.object), self._models[str(kernel.btf)]
+            result = replace(result, prediction=compare(result, facts, data, model))
+            return with_protection(result, facts, data, model)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            return {"rules": [], "compared": 0, "disagreements": [], "reason": reason}
+            return replace(result, prediction={"rules": [], "compared": 0, "disagreements": [], "reason": reason})
 
     def _with_console(self, result: CellResult, at: str) -> CellResult:
         if result.console_tail:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.guest.bpf_object import BpfObject
 from harness.guest.errors import GuestError
 from harness.model.result import CellResult, ProgResult
 from harness.model.verdict import Liveness
 from harness.predict.machine import Prediction, predict
 from harness.predict.models import Model
-from harness.predict.program import KnownObject, from_facts, kconfig_of
+from harness.predict.program import from_facts, known_object
 
 _SHOWN = frozenset({Liveness.LIVE, Liveness.ELIMINATED})
 
@@ -28,8 +27,7 @@ def compare(result: CellResult, facts: Mapping[str, Any], data: bytes, model: Mo
     """
     outcome: dict[str, Any] = {"rules": sorted(model.rules), "compared": 0, "disagreements": [], "reason": None}
     try:
-        name = result.object.name.rpartition("/")[2]
-        known = KnownObject(BpfObject(data, name), name, result.settings, kconfig_of(facts.get("externs") or ()))
+        known = known_object(result, facts, data)
     except GuestError as error:
         return {**outcome, "reason": error.message}
     by_name = {prog["name"]: prog for prog in facts.get("progs") or ()}

@@ -18,6 +18,7 @@ from harness.guest.externs import Externs
 from harness.guest.kconfig import Extern, map_value, parse_u64
 from harness.guest.linking import Linked, Linker
 from harness.guest.maps import KCONFIG, Map, internal_map, read_maps
+from harness.model.result import CellResult
 from harness.predict.machine import Func, Program
 
 _TRISTATE = {"n": 0, "y": 1, "m": 2}
@@ -67,6 +68,12 @@ class KnownObject:
     def link(self, prog: Prog) -> Linked:
         """Subprograms appended, references resolved as far as that is possible without a kernel. LinkError."""
         return Linker(self.obj, self.maps, self.externs.all).link(prog)
+
+
+def known_object(result: CellResult, facts: Mapping[str, Any], data: bytes) -> KnownObject:
+    """The object of a judged cell, as it was opened in the guest. Raises GuestError as `KnownObject` does."""
+    name = result.object.name.rpartition("/")[2]
+    return KnownObject(BpfObject(data, name), name, result.settings, kconfig_of(facts.get("externs") or ()))
 
 
 class Spelled(str):

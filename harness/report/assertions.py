@@ -13,7 +13,7 @@ from harness import ci_log
 from harness.judge.explain import why
 from harness.model.expectation import matches
 from harness.model.result import CellResult, ProgResult, Relocation
-from harness.model.verdict import Liveness, Outcome, Verdict
+from harness.model.verdict import Evidence, Liveness, Outcome, Verdict
 from harness.report import untrusted
 from harness.report.junit import state
 from harness.report.ledger import relation_of
@@ -126,7 +126,8 @@ def _is_poisoned(relo: Relocation) -> bool:
 
 
 def _is_guarded(relo: Relocation) -> bool:
-    return bool(relo.guarded_by) and not relo.is_broken and relo.liveness in {Liveness.LIVE, Liveness.ELIMINATED}
+    proven = any(ref.evidence is not Evidence.PREDICTED for ref in relo.guarded_by)
+    return proven and not relo.is_broken and relo.liveness in {Liveness.LIVE, Liveness.ELIMINATED}
 
 
 def _of_program(prog: ProgResult) -> Iterator[str]:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from harness.judge.explain import why
 from harness.model.result import GUARD_KINDS, ProgResult, Relocation, RunResult, Source
 from harness.model.verdict import Liveness, Outcome
-from harness.report.ledger import without_ids
+from harness.report.ledger import protected, without_ids
 from harness.report.view import Program, RelocationKey, View
 
 VERSION = "LINUX_KERNEL_VERSION"
@@ -220,6 +220,8 @@ def _one_way(view: View, program: Program, key: RelocationKey, found: Mapping[st
     text = "the verifier comes to this check on no kernel of this run"
     for value in ways:
         text = f"always {value}: the code for {1 - (value or 0)} was never verified"
+    held = protected(ref for relo in found.values() for ref in relo.protects)
+    text += f"; it protects {held}" if held else ""
     yield _remark(view, program, Topic.ONE_WAY, key, found, text=text)
 
 

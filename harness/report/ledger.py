@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from harness.judge.explain import errno_text, why
 from harness.model.result import ProgResult, Relocation, RelocationRef, Source
-from harness.model.verdict import Liveness, Outcome, Verdict
+from harness.model.verdict import Evidence, Liveness, Outcome, Verdict
 from harness.report.view import Program
 
 _T = TypeVar("_T")
@@ -162,9 +162,9 @@ def relation_of(relo: Relocation) -> str | None:
     elif relo.liveness_reason and relo.liveness is not Liveness.ELIMINATED:
         parts.append(relo.liveness_reason)
     if relo.protects:
-        parts.append(f"protects {_names(relo.protects)}")
+        parts.append(f"protects {protected(relo.protects)}")
     if relo.guarded_by:
-        parts.append(f"guarded by the check on {_names(relo.guarded_by)}")
+        parts.append(f"guarded by the check on {protected(relo.guarded_by)}")
     return "; ".join(parts) or None
 
 
@@ -182,8 +182,12 @@ def _place(relo: Relocation) -> str:
     return f"{place or repr(behind.source.text)}, where the verifier stopped: {said}"
 
 
-def _names(refs: tuple[RelocationRef, ...]) -> str:
-    return ", ".join(dict.fromkeys(ref.field for ref in refs))
+def protected(references: Iterable[RelocationRef]) -> str:
+    """The fields of relocations on the one or the other side of a guard: what was only predicted last, and marked."""
+    refs = tuple(references)
+    proven = dict.fromkeys(ref.field for ref in refs if ref.evidence is not Evidence.PREDICTED)
+    foretold = dict.fromkeys(f"{ref.field} (predicted)" for ref in refs if ref.field not in proven)
+    return ", ".join([*proven, *foretold])
 
 
 def _is_dull(relocations: list[Relocation], program: Program) -> bool:
