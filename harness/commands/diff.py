@@ -9,15 +9,14 @@ import argparse
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from harness.commands import baseline
+from harness.commands import baseline, looking
 from harness.errors import UsageError
-from harness.guest import btf
-from harness.guest.btf import Btf
-from harness.report import diff_format, kernel_diff, kernel_diff_format
+from harness.model.result import RunResult
+from harness.report import config_suspects, diff_format, kernel_diff, kernel_diff_format
 from harness.report.diff import diff
 from harness.rundir import read_run
 from harness.store import Store
@@ -46,6 +45,13 @@ def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     return 1 if found.regressed else 0
 
 
+def _compared(stored: RunResult, first: str, second: str, sources: config_suspects.Sources) -> kernel_diff.KernelDiff:
+    """Two kernels of a run, and the config switches that may be behind what differs."""
+    found = kernel_diff.compare(stored, first, second, sources.btf_of)
+    pair = replace(stored, cells=tuple(cell for cell in stored.cells if cell.kernel.id in {first, second}))
+    return replace(found, config_suspects=config_suspects.suspects(pair, sources))
+
+
 def _paths(paths: Sequence[Path], count: int, what: str) -> Sequence[Path]:
     if len(paths) != count:
         message = f"{what} wanted, {len(paths)} given"
@@ -59,10 +65,6 @@ def _between_kernels(options: argparse.Namespace, width: int, colour: bool) -> s
     pairs = kernel_diff.history(stored) if options.history else [tuple(options.kernels)]
     with Store.default() as store:
 
-        @cache
-        def btf_of(sha256: str) -> Btf | None:
-            file = store.blob(sha256)
-            return btf.load(str(file)) if file is not None else None
-
-        found = [kernel_diff.compare(stored, first, second, btf_of) for first, second in pairs]
+        sources = looking.sources(store)
+        found = [_compared(stored, first, second, sources) for first, second in pairs]
     return kernel_diff_format.render(options.format, found, width=width, colour=colour)

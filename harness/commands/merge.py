@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import config, judge, objects, report
-from harness.commands.run import exit_status, show
+from harness.commands.run import exit_status, show, with_suspects
 from harness.errors import UsageError
 from harness.judge import comparison
 from harness.model.bpf_object import ObjectFile
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     """Merge, store, report. The status is what the whole run's would have been."""
     shards = {path: read_run(path) for path in options.runs}
-    merged = merge(shards)
+    merged = with_suspects(merge(shards))
     directory = RunDirectory.create(options.output, datetime.fromisoformat(merged.started))
     for path in shards:
         if path.is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
-from harness.commands import attaching, baseline, covering, executors, resume, sharding
+from harness.commands import attaching, baseline, covering, executors, looking, resume, sharding
 from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan
 from harness.executor.costs import Costs
@@ -31,6 +31,7 @@ from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
 from harness.predict import compare
 from harness.progress import Progress, progress_for
+from harness.report import config_suspects
 from harness.report.untrusted import line
 from harness.rundir import RunDirectory, write_whole
 from harness.store import Store
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     cells = _in_order(job.cells, [*done.values(), *missing])
     result = _run_result(job, cells, judging.guest_packages(), resume.note(kept))
     result = replace(result, cover=covered.conclude(cells) if covered else None)
+    result = with_suspects(result)
     changes = earlier.compare(result, _selection(job, options))
     _store_and_show(result, changes, directory, options, stdout)
     said = earlier.update(result, report.render("json", result), _selection(job, options))
@@ -266,6 +268,13 @@ def _run_result(
         ),
         shard=job.shard,
     )
+
+
+def with_suspects(result: RunResult) -> RunResult:
+    """The run with the config switches that may be behind what differs between its kernels."""
+    with suppress(CacheError), Store.default() as store:  # without it the run itself still stands
+        return replace(result, config_suspects=config_suspects.suspects(result, looking.sources(store)))
+    return result
 
 
 def _store_and_show(

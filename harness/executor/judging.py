@@ -217,6 +217,7 @@ class Judging:
                 variant=spec.variant,
                 source=kernel.source if kernel else {},
                 btf_sha256=kernel.btf_sha256 if kernel else None,
+                config_sha256=kernel.config_sha256 if kernel else None,
             ),
             ObjectResult(name=cell.object.name, path=str(cell.object.path), sha256=cell.object.sha256),
             substituted=kernel.substituted if kernel else None,

@@ -53,6 +53,7 @@ class Kept:
             modules=tuple(tree / "modules" / f"{name}.ko" for name in facts["modules"]),
             btf=tree / "vmlinux.btf" if facts["btf"] else None,
             btf_sha256=facts["btf"],
+            config_sha256=facts["config"],
             source={**source, "modules_builtin": facts["builtin"], "modules_missing": facts["missing"]},
         )
 

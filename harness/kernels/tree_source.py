@@ -159,6 +159,11 @@ def provide(
     return kept.kernel(spec, {**facts, "sha256": kept.facts["vmlinuz"], "log": str(build.log)})
 
 
+def directory_of(arch: str) -> str:
+    """The directory below arch/ of an architecture, by our name."""
+    return _MAKE[arch].arch
+
+
 def select(
     spec: KernelSpec,  # noqa: ARG001
     source: TreeSource,  # noqa: ARG001

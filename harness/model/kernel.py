@@ -57,5 +57,6 @@ class Kernel:
     btf: Path | None
     btf_sha256: str | None
     btf_external: bool = False
+    config_sha256: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     substituted: str | None = None

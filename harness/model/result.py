@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from harness.errors import UsageError
 from harness.model.cell import CellId
 from harness.model.cover import Cover
+from harness.model.suspicion import ConfigSuspicion
 from harness.model.verdict import CellStatus, Evidence, Liveness, Outcome, Stage, Start, Verdict
 
 SCHEMA = 1
@@ -200,6 +201,7 @@ class KernelResult:
     variant: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     btf_sha256: str | None = None
+    config_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +274,7 @@ class CellResult:
 class RunResult:
     """A whole run. `notes` are about the run: rules no longer needed, rules that expired. `shard` says which part of a
     run this is (`executor.shard.Cut.record`), None for a whole one; `cover` which kernels were not booted, and who
-    stands for them (`run --cover`).
+    stands for them (`run --cover`). `config_suspects` are for people to look into.
     """
 
     schema: int = SCHEMA
@@ -283,6 +285,7 @@ class RunResult:
     notes: tuple[str, ...] = ()
     shard: dict[str, Any] | None = None
     cover: Cover | None = None
+    config_suspects: tuple[ConfigSuspicion, ...] = ()
     cells: tuple[CellResult, ...]
 
     def count(self) -> dict[CellStatus, int]:

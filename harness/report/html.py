@@ -14,7 +14,7 @@ from typing import Any
 from harness import ci_log
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
-from harness.report import loaders
+from harness.report import loaders, suspicion
 from harness.report.diff import diff
 from harness.report.ledger import relation_of
 from harness.report.untrusted import lines
@@ -78,9 +78,12 @@ class _Packer:
         """[word, mood, cell, result or -1, a relocation record per head or -1, changes]."""
         prog = program.results.get(kernel)
         shown = mark(cell, prog)
-        relos = [-1 if kernel not in by_kernel else self._intern("relos", _record(by_kernel[kernel]))
-                 for by_kernel in program.relocations.values()]  # fmt: skip
-        result = -1 if prog is None else self._intern("results", _result(prog))
+        said = program.suspicions
+        relos = [-1 if kernel not in by_kernel
+                 else self._intern("relos", _record(by_kernel[kernel], suspicion.of_field(said, key.field, {kernel})))
+                 for key, by_kernel in program.relocations.items()]  # fmt: skip
+        suspects = suspicion.of_field(said, "", {kernel})
+        result = -1 if prog is None else self._intern("results", _result(prog, suspects))
         changes = self._changes.get((cell.id, program.name), []) + self._changes.get((cell.id, ""), [])
         return [
             shown.word,
@@ -108,10 +111,10 @@ def _source(relo: Relocation) -> list[Any] | None:
     return None if relo.source is None else [_(relo.source.file), relo.source.line, _(relo.source.text)]
 
 
-def _record(relo: Relocation) -> tuple[Any, ...]:
+def _record(relo: Relocation, suspects: tuple[str, ...]) -> tuple[Any, ...]:
     """What became of a relocation on a kernel. Values as text: 64 bits do not fit a JavaScript number."""
     value = "" if relo.new_value is None else str(relo.new_value)
-    words = (why(relo), relation_of(relo), relo.target_spec)
+    words = (why(relo), relation_of(relo), relo.target_spec, "; ".join(suspects))
     state = (str(relo.outcome), str(relo.liveness), str(relo.evidence or ""))
     return (
         *state,
@@ -123,7 +126,7 @@ def _record(relo: Relocation) -> tuple[Any, ...]:
     )
 
 
-def _result(prog: ProgResult) -> tuple[Any, ...]:
+def _result(prog: ProgResult, suspects: tuple[str, ...]) -> tuple[Any, ...]:
     log = prog.verifier.log_excerpt if prog.verifier else None
     path = prog.verifier.log if prog.verifier else None
     stats = prog.verifier
@@ -131,7 +134,7 @@ def _result(prog: ProgResult) -> tuple[Any, ...]:
         f"{stats.processed_insns} instructions, {stats.total_states} states, stack {stats.stack_depth}" if stats else ""
     )
     stage = f" at {prog.stage}" if prog.stage else ""
-    said = tuple(_(text) for text in (*prog.unmet, *prog.explanation, *prog.notes))
+    said = tuple(_(text) for text in (*prog.unmet, *prog.explanation, *suspects, *prog.notes))
     return (f"{prog.verdict}{stage}", _(prog.error or ""), said, _(log or ""), _(path or ""), cost,
             _(prog.expected.reason or "") if prog.expected.rule else "")  # fmt: skip
 

@@ -13,6 +13,7 @@ from harness.errors import UsageError
 from harness.guest.btf import Btf
 from harness.judge.explain import why
 from harness.model.result import ProgResult, Relocation, RunResult, Source, field_of
+from harness.model.suspicion import ConfigSuspicion
 from harness.model.verdict import Liveness
 from harness.report.leads import Lead, Lost, lead
 from harness.report.ledger import without_ids
@@ -43,6 +44,7 @@ class KernelDiff:
     steps: tuple[Step, ...]
     leads: tuple[Lead, ...] = ()
     missing: tuple[str, ...] = field(default=())
+    config_suspects: tuple[ConfigSuspicion, ...] = ()
 
 
 def compare(run: RunResult, first: str, second: str, btf_of: BtfOf) -> KernelDiff:

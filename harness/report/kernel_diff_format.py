@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from harness import ci_log
 from harness.errors import UsageError
 from harness.model.result import to_json
-from harness.report import untrusted
+from harness.report import suspicion, untrusted
 from harness.report.kernel_diff import KernelDiff, Step
 from harness.report.leads import Lead
 from harness.report.paint import Paint
@@ -39,6 +39,8 @@ def _diff(diff: KernelDiff, paint: Paint) -> Iterator[str]:
     for kernel in diff.missing:
         text = f"no suggestions: the BTF of {kernel} is not in the cache (corematrix kernels fetch -k {kernel})"
         yield from paint.wrapped(untrusted.line(text), "    ", "trouble", first="  ")
+    for text in suspicion.lines(diff.config_suspects, (diff.first, diff.second)):
+        yield from paint.wrapped(untrusted.line(text), "    ", "good", first="  ")
     for lead in diff.leads:
         yield from _lead(lead, paint)
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from harness.judge.explain import errno_text, why
 from harness.model.result import ProgResult, Relocation, RelocationRef, Source
 from harness.model.verdict import Evidence, Liveness, Outcome, Verdict
+from harness.report import suspicion
 from harness.report.view import Program
 
 _T = TypeVar("_T")
@@ -21,7 +22,7 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What became of one relocation on `kernels`. `state` is a few words, `why` a line, `mood` good, bad, quiet or
-    plain.
+    plain, `suspects` the config switches that may be behind it.
     """
 
     state: str
@@ -29,6 +30,7 @@ class Finding:
     kernels: tuple[str, ...]
     why: str | None = None
     relation: str | None = None
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,8 @@ def entries(program: Program) -> list[Entry]:
         groups = _grouped((_finding(relo), kernel) for kernel, relo in judged.items())
         findings = tuple(
             Finding(
-                state=state, mood=_mood(judged[on[0]], program, on), why=because, relation=relation, kernels=tuple(on)
+                state=state, mood=_mood(judged[on[0]], program, on), why=because, relation=relation, kernels=tuple(on),
+                suspects=suspicion.of_field(program.suspicions, key.field, on),
             )
             for (state, because, relation), on in groups
         )
@@ -91,9 +94,12 @@ def outcomes(program: Program) -> list[Outcomes]:
     said = {kernel: _outcome(prog) for kernel, prog in program.judged.items()}
     groups = _grouped(((*item[:-1], (item[-1] or "").rpartition("\n")[2]), kernel) for kernel, item in said.items())
     found = [
-        Outcomes(text=g[0], mood=g[1], unmet=g[2], expected=g[3], words=g[4], excerpt=said[ks[0]][5], kernels=tuple(ks))
+        Outcomes(
+            text=g[0], mood=g[1], unmet=g[2], expected=g[3], excerpt=said[ks[0]][5], kernels=tuple(ks),
+            words=(*g[4], *suspicion.of_field(program.suspicions, "", ks)),
+        )
         for g, ks in groups
-    ]
+    ]  # fmt: skip
     return sorted(found, key=lambda item: ("bad", "quiet", "good").index(item.mood))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
-from harness.report import cover, ledger, loaders
+from harness.report import cover, ledger, loaders, suspicion
 from harness.report.audit import TITLES, audit
 from harness.report.kernels import common_words, describe
 from harness.report.untrusted import code, line, markdown, markup
@@ -32,6 +32,9 @@ def render(run: RunResult) -> str:
     parts += [_program(view, p) for p in view.all_programs() if p.has_guards and not p.needs_words]
     parts += [cover.markdown_section(run.cover)] if run.cover else []
     parts += _audit(run)
+    suspects = [f"- {markdown(text)}" for text in suspicion.lines(run.config_suspects, view.kernels)]
+    if suspects:
+        parts.append("**Config suspects**\n\n" + "\n".join(suspects))
     if run.notes:
         parts.append("**Notes**\n\n" + "\n".join(f"- {markdown(note)}" for note in run.notes))
     # A backslash would be read as text inside of <pre>; a reference means the character everywhere but in code fences.
@@ -131,7 +134,7 @@ def _entry(entry: ledger.Entry, kernels: list[str]) -> Iterator[str]:
         where = f"{markdown(entry.source.file.rpartition('/')[2])}:{entry.source.line} {code(entry.source.text)}"
     what = f"{code(entry.field)} {entry.kind}"
     for finding in entry.findings:
-        because = "; ".join(text for text in (finding.relation, finding.why) if text)
+        because = "; ".join(text for text in (finding.relation, finding.why, *finding.suspects) if text)
         on = markdown(describe(finding.kernels, kernels))
         yield f"| {where} | {what} | {_MOODS.get(finding.mood, '')}{finding.state} | {on} | {markdown(because)} |"
         where = what = ""

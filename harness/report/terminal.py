@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import attach, audit_format, cover, ledger, loaders, table, untrusted
+from harness.report import attach, audit_format, cover, ledger, loaders, suspicion, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -39,7 +39,8 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose:
     lines += _section("As expected", [_program(view, p, paint, brief=not verbose) for p in expected], paint)
     covered = list(cover.terminal(run.cover, paint, verbose=verbose)) if run.cover else []
     lines += _section("Covered, not booted", [covered] if covered else [], paint)
-    lines += [*_guards(view, paint, verbose=verbose), *_notes(run, paint), *_reruns(run, paint)]
+    lines += _guards(view, paint, verbose=verbose)
+    lines += [*_suspects(view, paint), *_notes(run, paint), *_reruns(run, paint)]
     while lines and not lines[-1]:
         lines.pop()
     return ci_log.plain("\n".join(lines) + "\n")
@@ -149,6 +150,8 @@ def _findings(entry: ledger.Entry, kernels: Sequence[str], column: int, paint: P
         for text in (finding.relation if len(relations) > 1 else None, finding.why):
             if text:
                 yield from paint.wrapped(untrusted.line(text), " " * 10, "quiet")
+        for text in finding.suspects:
+            yield from paint.wrapped(untrusted.line(text), " " * 10, "name")
     for text in relations if len(relations) == 1 else ():
         if text:
             yield from paint.wrapped(untrusted.line(text), " " * 10, "quiet")
@@ -189,6 +192,17 @@ def _trouble(view: View, paint: Paint) -> Iterator[str]:
         for text in untrusted.lines(cell.console_tail or "").splitlines()[-_CONSOLE_LINES:]:
             yield "    │ " + paint(untrusted.fit(untrusted.line(text), paint.columns - 6), "quiet")
         yield f"    rerun: {untrusted.line(cell.rerun)}"
+        yield ""
+
+
+def _suspects(view: View, paint: Paint) -> Iterator[str]:
+    """Config switches that may be behind what some kernels lack."""
+    found = list(suspicion.lines(view.run.config_suspects, view.kernels))
+    if found:
+        yield _rule("Config suspects: switches that differ between who has it and who lacks it", paint)
+        yield ""
+        for text in found:
+            yield from paint.wrapped(untrusted.line(text), "    ", first="  • ")
         yield ""
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
+from harness.model.suspicion import ConfigSuspicion
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
 
 # Cells in which nothing was found out about the object.
@@ -81,6 +82,7 @@ class Program:
     name: str
     results: dict[str, ProgResult] = field(default_factory=dict)
     cells: dict[str, CellResult] = field(default_factory=dict)
+    suspicions: list[ConfigSuspicion] = field(default_factory=list)
 
     @cached_property
     def relocations(self) -> dict[RelocationKey, dict[str, Relocation]]:
@@ -134,6 +136,14 @@ class View:
         self._programs: dict[Subject, dict[str, Program]] = {subject: {} for subject in self.subjects}
         for cell in run.cells:
             self._add(cell)
+        self._suspect(run.config_suspects)
+
+    def _suspect(self, suspicions: Iterable[ConfigSuspicion]) -> None:
+        programs = {f"{self.label(program.subject)}/{program.name}": program for program in self.all_programs()}
+        for suspicion in suspicions:
+            for label in suspicion.progs:
+                if label in programs:
+                    programs[label].suspicions.append(suspicion)
 
     def _add(self, cell: CellResult) -> None:
         subject = Subject.of(cell)
