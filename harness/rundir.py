@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 from harness.errors import InfrastructureError, UsageError
 from harness.model.result import CellResult, RunResult, run_from_json, to_json
+from harness.model.sweep import SweepResult, sweep_from_json
 
 PACKAGES = "guest_packages.json"
 _LONGEST_NAME = 200  # NAME_MAX is 255 bytes, less room for suffixes
@@ -106,16 +107,30 @@ class RunDirectory:
 
 def read_run(path: Path) -> RunResult:
     """A stored run: its JSON, or the directory that holds a run.json. UsageError when it is none."""
-    file = path / "run.json" if path.is_dir() else path
+    return run_from_json(_json_of(path / "run.json" if path.is_dir() else path))
+
+
+def read_sweep(path: Path) -> SweepResult:
+    """A stored sweep (`corematrix sweep --json`). UsageError when it is none."""
+    return sweep_from_json(_json_of(path))
+
+
+def read_run_or_sweep(path: Path) -> RunResult | SweepResult:
+    """Whichever of the two is stored there. UsageError when it is neither."""
+    data = _json_of(path / "run.json" if path.is_dir() else path)
+    is_sweep = isinstance(data, dict) and data.get("type") == "sweep"
+    return sweep_from_json(data) if is_sweep else run_from_json(data)
+
+
+def _json_of(file: Path) -> Any:
     try:
-        data = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror}"
         raise UsageError(message, remedy="name a run's JSON file, or a directory below corematrix-runs/") from error
     except (ValueError, RecursionError) as error:
         message = f"{file}: not JSON: {error}"
         raise UsageError(message) from error
-    return run_from_json(data)
 
 
 def logs_of(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -146,6 +146,7 @@ def _foretold(
         mine = {key: number for key, number in mine.items() if key in own}
     return Foretold(
         kernel=target.id,
+        distro=target.distro,
         arch=target.arch or "?",
         variant=target.version,
         release=target.release,

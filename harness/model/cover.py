@@ -36,6 +36,9 @@ class StandIn:
     """
 
     kernel: str
+    distro: str
+    arch: str
+    release: str
     object: str
     by: tuple[Share, ...]
     uncovered: tuple[str, ...] = ()

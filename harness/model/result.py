@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harness.errors import UsageError
 from harness.model.cell import CellId
@@ -22,6 +22,7 @@ from harness.model.suspicion import ConfigSuspicion
 from harness.model.verdict import CellStatus, Evidence, Liveness, Outcome, Stage, Start, Verdict
 
 SCHEMA = 1
+_Kind = TypeVar("_Kind")
 
 # bpf_core_format_spec() of libbpf: "<kind> [id] what name", then for fields " (0:1 @ offset N)", for enumerators " =
 # N".
@@ -331,6 +332,13 @@ def cell_from_json(data: Any) -> CellResult:
     """The cell that `to_json` wrote; UsageError, naming the place, when it is none."""
     cell: CellResult = _decoder(CellResult)(data, "cell")
     return cell
+
+
+def value_from_json(kind: type[_Kind], data: Any, where: str) -> _Kind:
+    """A value of one of the dataclasses that `to_json` writes; UsageError, naming the place, when it is none."""
+    hint: Any = kind
+    value: _Kind = _decoder(hint)(data, where)
+    return value
 
 
 _Decode = Callable[[Any, str], Any]

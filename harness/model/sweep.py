@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from harness.model.result import Source
+from harness.errors import UsageError
+from harness.model.result import Source, value_from_json
 from harness.model.verdict import Evidence, Liveness, Outcome
 
 SCHEMA = 1
@@ -112,3 +114,12 @@ class SweepResult:
     btfs: tuple[SweptBtf, ...]
     objects: tuple[SweptObject, ...]
     notes: tuple[str, ...] = field(default=())
+
+
+def sweep_from_json(data: Any) -> SweepResult:
+    """The sweep that `to_json` wrote; UsageError when it is not one, or of another schema, naming the place."""
+    schema = data.get("schema") if isinstance(data, dict) and data.get("type") == "sweep" else None
+    if schema != SCHEMA:
+        message = f"not a corematrix sweep of schema {SCHEMA}: its schema is {schema!r}"
+        raise UsageError(message, remedy="give the file written by `corematrix sweep --json`, by the same release")
+    return value_from_json(SweepResult, data, "sweep")

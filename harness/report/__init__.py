@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.result import RunResult
+from harness.model.sweep import SweepResult
 from harness.report import (
     annotate,
     audit_format,
     badge,
+    compat_format,
     csv_format,
     diff_format,
     html,
@@ -29,13 +31,16 @@ render_diff = diff_format.render
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a report may be asked: the run, the columns and colour of its stream, an earlier run to compare with."""
+    """What a report may be asked: the run, the columns and colour of its stream, an earlier run to compare with, a
+    sweep of the same objects.
+    """
 
     run: RunResult
     width: int = 100
     colour: bool = False
     baseline: RunResult | None = None
     verbose: bool = False
+    sweep: SweepResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,16 @@ FORMATS: Mapping[str, Format] = {
         suffix="svg",
         render=lambda request: badge.render(request.run),
     ),
+    "compat": Format(
+        purpose="Markdown for who asks `will it run on my kernel?`: by program, ranges of kernels by distribution",
+        suffix="md",
+        render=lambda request: compat_format.render_markdown(request.run, request.sweep),
+    ),
+    "compat-html": Format(
+        purpose="the same as one HTML page",
+        suffix="html",
+        render=lambda request: compat_format.render_html(request.run, request.sweep),
+    ),
 }
 
 
@@ -121,11 +136,12 @@ def render(
     colour: bool = False,
     baseline: RunResult | None = None,
     verbose: bool = False,
+    sweep: SweepResult | None = None,
 ) -> str:
     """The run in the named format. UsageError, naming those there are, for a name that is none of them."""
     if format not in FORMATS:
         message = f"no report format {format!r}"
         raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
     return FORMATS[format].render(
-        Request(run=run, width=width, colour=colour, baseline=baseline, verbose=verbose)
+        Request(run=run, width=width, colour=colour, baseline=baseline, verbose=verbose, sweep=sweep)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from harness.model.release import range_text, runs
 from harness.model.sweep import Class, Range
 from harness.model.verdict import Evidence, Liveness
 from harness.sweep.answers import Fate
@@ -44,36 +45,14 @@ def ranges(members: Iterable[int], judged: Sequence[int], targets: Sequence[Targ
     found = []
     for (distro, arch), group in groupby(judged, key=lambda index: (targets[index].distro, targets[index].arch)):
         line = list(group)
-        for start, end in _runs([index in chosen for index in line]):
+        for start, end in runs([index in chosen for index in line]):
             inside = line[start:end]
             found.append(
                 Range(
                     distro=distro,
                     arch=arch,
-                    text=_text(start, end, [targets[index].release for index in line]),
+                    text=range_text(start, end, [targets[index].release for index in line]),
                     btfs=tuple(targets[index].id for index in inside),
                 )
             )
     return tuple(found)
-
-
-def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    found, at = [], 0
-    for flag, group in groupby(flags):
-        length = len(list(group))
-        if flag:
-            found.append((at, at + length))
-        at += length
-    return found
-
-
-def _text(start: int, end: int, releases: Sequence[str]) -> str:
-    if start == 0 and end == len(releases):
-        return releases[0] if end == 1 else f"all {end}"
-    if end - start == 1:
-        return releases[start]
-    if start == 0:
-        return f"before {releases[end]} ({end})"
-    if end == len(releases):
-        return f"from {releases[start]} ({end - start})"
-    return f"{releases[start]} to {releases[end - 1]} ({end - start})"

@@ -12,11 +12,11 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.model.cover import UNTOLD, Cover, Remark, Share, StandIn
+from harness.model.release import natural
 from harness.predict.models import RULES
 from harness.sweep.answers import Answer, Detail
 from harness.sweep.points import Point
 from harness.sweep.smallest import smallest
-from harness.sweep.targets import natural
 
 Outcome = Hashable
 
@@ -29,6 +29,7 @@ class Foretold:
     """
 
     kernel: str
+    distro: str
     arch: str
     variant: str
     release: str
@@ -94,6 +95,9 @@ def _stand_in(one: Foretold, name: str, booted: Sequence[Foretold]) -> StandIn:
     unproven = dict.fromkeys(remark for held, remark in remarks if not held)
     return StandIn(
         kernel=one.kernel,
+        distro=one.distro,
+        arch=one.arch,
+        release=one.release,
         object=name,
         by=tuple(Share(kernel=other.kernel, progs=progs) for other, progs in shares),
         uncovered=uncovered,

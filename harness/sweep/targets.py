@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.model.arch import ARCHITECTURES
 from harness.model.kernel import Kernel
+from harness.model.release import natural
 from harness.sweep.archive import ARCHIVE_SUFFIXES
 
 # How trees spell architectures: contract.md's names, uname's, Debian's.
@@ -45,13 +46,6 @@ class Target:
     def order(self) -> tuple[object, ...]:
         """By distribution and architecture, then by release as people count."""
         return (self.distro, self.arch or "", natural(self.release), self.version, self.id)
-
-
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key: numbers by value, everything else as text (`4.9` before `4.18`)."""
-    return tuple(
-        (1, int(word), "") if word.isdigit() else (0, 0, word) for word in re.findall(r"\d+|[^\d.\-_+~]+", text)
-    )
 
 
 def find_targets(paths: Iterable[Path]) -> tuple[Target, ...]:

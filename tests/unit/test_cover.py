@@ -110,7 +110,7 @@ def foretell(tmp_path):
             found = answers([job], targets, store, processes=1, detailed=True)
         return [
             Foretold(
-                kernel=targets[one.target].release, arch=arch or "x86_64", variant="1",
+                kernel=targets[one.target].release, distro="d", arch=arch or "x86_64", variant="1",
                 release=targets[one.target].release, rules=frozenset(one.rules), cost=1.0,
                 answers={"thing": one.answers[0]}, digests={"thing": "0" * 64},
             )

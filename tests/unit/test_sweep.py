@@ -17,11 +17,12 @@ from harness.guest.btf import BTF_KIND_FUNC, BTF_KIND_STRUCT, Btf
 from harness.guest.core_relo import Targets, relocate
 from harness.guest.elf import Elf
 from harness.guest.errors import MalformedBtf
+from harness.model.release import natural
 from harness.sweep import archive
 from harness.sweep.answers import Fate
 from harness.sweep.classes import classes
 from harness.sweep.index import IndexedBtf, write_index
-from harness.sweep.targets import Target, find_targets, natural
+from harness.sweep.targets import Target, find_targets
 from tests.support.btf_builder import BtfBuilder
 from tests.support.clang import compile_bpf, compile_target
 from tests.support.derived_btf import derive
