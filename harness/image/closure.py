@@ -62,7 +62,7 @@ def user_land(debs: Sequence[Path], sources: Mapping[str, bytes]) -> UserLand:
     binaries = {program: members[program], **extensions}
     libraries = {**_libraries(members, binaries.values()), **_interpreter(members, program)}
     files = {
-        **{name: cpio.file(_data(member), executable=True) for name, member in {**binaries, **libraries}.items()},
+        **{name: _executable(member) for name, member in {**binaries, **libraries}.items()},
         **_bytecode(standard, version),
         **_layout(members),
     }
@@ -127,7 +127,9 @@ def _bytecode(standard: Mapping[str, Member], version: str) -> dict[str, cpio.En
 
 
 def _libraries(members: Mapping[str, Member], binaries: Iterable[Member]) -> dict[str, Member]:
-    """Every shared library `binaries` need, by the path the dynamic loader looks at, and theirs in turn."""
+    """Every shared library `binaries` need, by the path the dynamic loader looks at, and theirs in turn. Links stay
+    links: the file's own name is where libbpf's patch level stands (`libbpf_ffi.py`).
+    """
     by_soname = {posixpath.basename(name): name for name in sorted(members) if ".so" in name and "/python3" not in name}
     wanted = [*_LIBRARIES, *(name for member in binaries for name in _needed(_data(member)))]
     found: dict[str, Member] = {}
@@ -138,9 +140,14 @@ def _libraries(members: Mapping[str, Member], binaries: Iterable[Member]) -> dic
             message = f"{soname}, which the guest's Python needs, is in none of its packages"
             raise InfrastructureError(message)
         if name not in found:
-            found[name] = _resolved(members, name)
-            wanted += _needed(_data(found[name]))
+            steps = _resolved(members, name)
+            found.update(steps)
+            wanted += _needed(_data(list(steps.values())[-1]))
     return found
+
+
+def _executable(member: Member) -> cpio.Entry:
+    return cpio.symlink(member.link) if member.link is not None else cpio.file(_data(member), executable=True)
 
 
 def _interpreter(members: Mapping[str, Member], program: str) -> dict[str, Member]:
@@ -151,17 +158,19 @@ def _interpreter(members: Mapping[str, Member], program: str) -> dict[str, Membe
     if section is None:
         return {}
     name = _merged(section.data().rstrip(b"\0").decode().removeprefix("/"))
-    return {name: _resolved(members, name)}
+    return _resolved(members, name)
 
 
-def _resolved(members: Mapping[str, Member], name: str) -> Member:
-    """The regular file behind a library's name."""
+def _resolved(members: Mapping[str, Member], name: str) -> dict[str, Member]:
+    """What stands at a library's name, the links behind it in turn, and last the regular file they lead to."""
+    steps: dict[str, Member] = {}
     for _ in range(8):
         member = members.get(name)
         if member is None:
             break
+        steps[name] = member
         if member.link is None:
-            return member
+            return steps
         target = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), member.link)).removeprefix("/")
         name = _merged(target)
     message = f"{name}: a library's link leads nowhere"

@@ -12,7 +12,11 @@ from harness.judge.agreement import disagreements
 
 @dataclass(kw_only=True)
 class Compared:
-    """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one)."""
+    """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one).
+
+    From a guest also what it ran (`release`, `guest_code` by its fingerprint), `when` and how long it took, and
+    `memory_mb` where the object was asked for in a larger guest because (`why_more`) the usual one was too small.
+    """
 
     name: str
     kernel: str
@@ -24,6 +28,13 @@ class Compared:
     error: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     trouble: str | None = None
+    judge: str | None = None
+    release: str | None = None
+    guest_code: str | None = None
+    when: str | None = None
+    seconds: float | None = None
+    memory_mb: int | None = None
+    why_more: str | None = None
 
 
 def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
@@ -38,6 +49,7 @@ def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, An
         outcomes=dict(Counter(line["outcome"] for line in libbpf["core_relos"])),
         error=libbpf["object_error"]["stage"] if libbpf["object_error"] else None,
         rows=disagreements(python, libbpf),
+        judge=libbpf["loader_version"],
     )
 
 
@@ -55,6 +67,10 @@ def summary(compared: Sequence[Compared]) -> str:
         f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
     ]
     for one in compared:
+        if one.why_more is not None and one.trouble is None:
+            lines.append(
+                f"{one.kernel} {one.name}: compared in a guest of {one.memory_mb} MB ({one.why_more.strip()[:200]})"
+            )
         if one.trouble is not None:
             lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
         lines.extend(f"{one.kernel} {one.name}: {_told(row)}" for row in one.rows)

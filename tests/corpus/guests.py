@@ -1,16 +1,21 @@
 """The corpus in guests: for each kernel one session asked for both loaders' facts, object by object.
 
-A guest that is lost is booted again; the object it was lost at is noted and not asked for a second time.
+A guest that is lost is booted again. An object that a guest has too little memory for (ENOMEM under one loader may be
+chance under the other) or at which it was lost is asked for once more in a larger guest, and what comes of it there
+counts.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import config, kernels, matrix
+from harness import config, kernels, matrix, payload
 from harness.apt.guest import fetch_guest
 from harness.boot import GuestPackages
 from harness.errors import CorematrixError, GuestLostError
@@ -21,57 +26,107 @@ from tests.corpus.compared import Compared, compare
 
 Objects = Sequence[tuple[str, Path]]
 
+LARGE_MB = 1536
 
-def run_guests(objects: Objects, globs: Sequence[str], store: Store) -> Iterator[Compared]:
-    """Both loaders on all objects in a guest of each kernel that a glob of `kernels.yaml` ids names."""
+
+def run_guests(
+    objects: Objects,
+    globs: Sequence[str],
+    store: Store,
+    wanted: Callable[[str, str], bool] = lambda _kernel, _name: True,
+) -> Iterator[Compared]:
+    """Both loaders on all objects in a guest of each kernel that a glob of `kernels.yaml` ids names; only where
+    `wanted` says so of kernel and object, when its turn comes.
+    """
     loaded = config.load_matrix()
     for spec in matrix.select_kernels(loaded.kernels, matrix.KernelSelector(globs=tuple(globs))):
+        rest = [(name, path) for name, path in objects if wanted(spec.id, name)]
+        if not rest:
+            continue
         try:
             kernel = kernels.provide(spec, store, loaded.lock, _say)
             debs = fetch_guest(loaded.guest, spec.arch, store, loaded.lock, _say)
         except CorematrixError as error:
-            yield from (Compared(name=name, kernel=spec.id, trouble=str(error)) for name, _ in objects)
+            yield from (Compared(name=name, kernel=spec.id, trouble=str(error)) for name, _ in rest)
             continue
         packages = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
-        yield from _OneKernel(kernel, spec, SessionOptions(store=store, packages=packages, on_event=_say)).run(objects)
+        options = SessionOptions(store=store, packages=packages, on_event=_say)
+        yield from _OneKernel(kernel, spec, options).run(rest, wanted)
 
 
 class _OneKernel:
-    """The session of one kernel, opened when it is needed."""
+    """The guests of one kernel, each opened when it is needed: of the size its row says, and a large one."""
 
     def __init__(self, kernel: Kernel, spec: KernelSpec, options: SessionOptions) -> None:
         self._kernel = kernel
         self._spec = spec
         self._options = options
-        self._session: Session | None = None
+        self._sessions: dict[int, Session] = {}
+        self._guest_code = payload.fingerprint(options.sources)[:12]
 
-    def run(self, objects: Objects) -> Iterator[Compared]:
+    def run(self, objects: Objects, wanted: Callable[[str, str], bool]) -> Iterator[Compared]:
         try:
             for number, (name, path) in enumerate(objects):
-                yield self._one(name, path.read_bytes())
-                _say(f"{self._spec.id}: {number + 1} of {len(objects)}: {name}")
+                if not wanted(self._spec.id, name):
+                    return
+                started = time.monotonic()
+                one = self._one(name, path.read_bytes())
+                seconds = round(time.monotonic() - started, 2)
+                yield replace(
+                    one, release=self._kernel.release, guest_code=self._guest_code, seconds=seconds,
+                    when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                )  # fmt: skip
+                _say(f"{self._spec.id}: {number + 1} of {len(objects)}: {name}: {seconds} s")
         finally:
-            self._close()
+            for size in list(self._sessions):
+                self._close(size)
 
     def _one(self, name: str, data: bytes) -> Compared:
+        usual = self._spec.memory_mb
         try:
-            libbpf = self._ask(name, data, "libbpf", None)
-            python = self._ask(name, data, "python", libbpf["rules"])
+            one, short = self._pair(name, data, usual)
         except GuestLostError as error:
-            self._close()
+            one, short = None, f"lost: {error}"
+        if one is not None and short is None:
+            return one
+        try:
+            one, _ = self._pair(name, data, max(LARGE_MB, usual))
+        except GuestLostError as error:
             return Compared(name=name, kernel=self._spec.id, trouble=f"{error.status}: {error}\n{error.console_tail}")
-        return compare(name, self._spec.id, python, libbpf)
+        return replace(one, memory_mb=max(LARGE_MB, usual), why_more=short)
 
-    def _ask(self, name: str, data: bytes, loader: str, rules: str | None) -> dict[str, Any]:
-        if self._session is None:
-            self._session = Session(self._kernel, self._options)
+    def _pair(self, name: str, data: bytes, size: int) -> tuple[Compared, str | None]:
+        """What came of both loaders in a guest of `size` MB, and where memory did not suffice."""
+        try:
+            libbpf = self._ask(name, data, size, "libbpf", None)
+            python = self._ask(name, data, size, "python", libbpf["rules"])
+        except GuestLostError:
+            self._close(size)
+            raise
+        short = short_of_memory(libbpf) or short_of_memory(python)
+        return compare(name, self._spec.id, python, libbpf), short
+
+    def _ask(self, name: str, data: bytes, size: int, loader: str, rules: str | None) -> dict[str, Any]:
+        if size not in self._sessions:
+            sized = replace(self._kernel, spec=replace(self._spec, memory_mb=size))
+            self._sessions[size] = Session(sized, self._options)
         request = JudgeRequest(name=plain_name(name), loader=loader, evidence=False, rules=rules)
-        return self._session.judge(request, data, lambda _message: None)
+        return self._sessions[size].judge(request, data, lambda _message: None)
 
-    def _close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+    def _close(self, size: int) -> None:
+        session = self._sessions.pop(size, None)
+        if session is not None:
+            session.close()
+
+
+def short_of_memory(facts: Mapping[str, Any]) -> str | None:
+    """What the kernel refused with ENOMEM: the map, program or object by name; None when nothing."""
+    for what, rows in (("map", facts["maps"]), ("program", facts["progs"])):
+        for row in rows:
+            if row["errno"] == errno.ENOMEM:
+                return f"{facts['loader']}: {what} {row['name']}: ENOMEM"
+    error = facts["object_error"]
+    return f"{facts['loader']}: {error['message']}" if error and error["errno"] == errno.ENOMEM else None
 
 
 def plain_name(name: str) -> str:
@@ -81,3 +136,4 @@ def plain_name(name: str) -> str:
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
+    sys.stderr.flush()

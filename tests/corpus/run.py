@@ -3,7 +3,8 @@
 
 `--local` asks this machine's kernel (root); `--kernels GLOB` boots guests of the matrix. Each batch of objects is
 judged in a process of its own, so that one that dies takes nothing else with it. The summary goes to stdout, `--json`
-keeps every disagreement.
+keeps every disagreement. With `--into FILE` a long run may be made in pieces (`--seconds`) and be interrupted: the same
+command goes on where the last one ended, and the summary is of all there is.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CorematrixError
 from harness.store import Store
+from tests.corpus.campaign import Campaign, table
 from tests.corpus.compared import Compared, compare, summary
 from tests.corpus.fetch import CorpusObject, fetch_all
 
@@ -97,20 +99,33 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--libbpf", help="another libbpf.so.1, for --local")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help="keep results here as they come; what is there is done"
+    )
+    parser.add_argument("--seconds", type=float, help="with --into: begin no further object after so long")
+    parser.add_argument("--again", action="store_true", help="with --into: once more what did not agree")
     parser.add_argument("objects", nargs="*", metavar="GLOB_OR_FILE")
     options = parser.parse_args(arguments)
     try:
-        compared = list(_run(options))
+        compared = _campaign(options) if options.into is not None else list(_run(options, lambda _kernel, _name: True))
     except CorematrixError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(one) for one in compared], indent=1) + "\n")
-    sys.stdout.write(summary(compared))
+    sys.stdout.write(summary(compared) + table(compared))
     return 1 if any(one.rows for one in compared) else 4 if any(one.trouble for one in compared) else 0
 
 
-def _run(options: argparse.Namespace) -> Iterator[Compared]:
+def _campaign(options: argparse.Namespace) -> list[Compared]:
+    """This run's results added to those of the runs before; all of them."""
+    campaign = Campaign(options.into, seconds=options.seconds, again=options.again)
+    for one in _run(options, campaign.wanted):
+        campaign.add(one)
+    return campaign.results()
+
+
+def _run(options: argparse.Namespace, wanted: Callable[[str, str], bool]) -> Iterator[Compared]:
     with Store.default() as store:
         files = [Path(word) for word in options.objects if Path(word).is_file()]
         if files:
@@ -124,9 +139,9 @@ def _run(options: argparse.Namespace) -> Iterator[Compared]:
         if options.kernels:
             from tests.corpus.guests import run_guests
 
-            yield from run_guests(chosen, options.kernels, store)
+            yield from run_guests(chosen, options.kernels, store, wanted)
         else:
-            yield from run_local(chosen, options.libbpf)
+            yield from run_local([(name, path) for name, path in chosen if wanted("local", name)], options.libbpf)
 
 
 if __name__ == "__main__":
