@@ -82,13 +82,16 @@ class Unsupported(ObjectError):
 
 
 class ExternError(GuestError):
-    """An extern that libbpf would refuse; `name` is the extern's."""
+    """An extern that libbpf would refuse; `name` is the extern's, `missing` says that it was not found at all."""
 
     stage = "externs"
 
-    def __init__(self, message: str, errno: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, message: str, errno: int | None = None, name: str | None = None, missing: bool = False
+    ) -> None:
         GuestError.__init__(self, message, errno)
         self.name = name
+        self.missing = missing
 
 
 class CoreError(GuestError):

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     Extern = Union[kconfig.Extern, "Ksym"]
 
 
+# libbpf 1.3: a kernel function's flavor is no part of its name, and a weak one whose type does not fit is missing
+# (bpf_object__resolve_ksym_func_btf_id()); 1.1.2 has neither, 1.5.0 has both, the releases between were not looked at.
+_KFUNC_FLAVORS = (1, 3)
+
+
 class Ksym:
     """A symbol of the kernel: `type_id` is its type in the object's BTF (a variable's without modifiers, a function's
     prototype), 0 for a typeless one. Resolved: `is_set`, and either `btf_id` with `btf_obj_fd` (0: vmlinux) and for
@@ -55,8 +60,9 @@ class Ksym:
     def kind(self) -> str:
         return "kfunc" if self.is_func else "ksym"
 
-    def refuse(self, why: str, errno: int = EINVAL) -> ExternError:
-        return ExternError(f"extern ({'func' if self.is_func else 'var'} ksym) '{self.name}': {why}", errno, self.name)
+    def refuse(self, why: str, errno: int = EINVAL, missing: bool = False) -> ExternError:
+        words = f"extern ({'func' if self.is_func else 'var'} ksym) '{self.name}': {why}"
+        return ExternError(words, errno, self.name, missing)
 
 
 class Externs:
@@ -71,6 +77,7 @@ class Externs:
         self.ksyms: list[Ksym] = []
         self.fd_array: list[int] = []
         self._obj = obj
+        self._refused: str | None = None
         if obj.btf is not None:
             self.kconfig = kconfig.layout(found[".kconfig"], obj.btf)
             self.ksyms = sorted((Ksym(x, obj.btf) for x in found[".ksyms"]), key=lambda x: x.name)
@@ -80,8 +87,17 @@ class Externs:
         """In libbpf's order, which numbers the poison of weak kfuncs (cmp_externs())."""
         return [*self.kconfig, *self.ksyms]
 
-    def resolve(self, kernel: KernelSymbols) -> None:
-        """Give every extern its value. ExternError where libbpf gives up; what was resolved by then stays."""
+    def resolve(self, kernel: KernelSymbols, rules: tuple[int, ...] | None = None) -> None:
+        """Give every extern its value, by the rules of a libbpf version (None: the newest). ExternError where libbpf
+        gives up; what was resolved by then stays.
+        """
+        try:
+            self._resolve(kernel, rules is None or rules >= _KFUNC_FLAVORS)
+        except ExternError as error:
+            self._refused = None if error.missing else error.name
+            raise
+
+    def _resolve(self, kernel: KernelSymbols, flavors: bool) -> None:
         if self.kconfig:
             names = [x.name for x in self.kconfig]
             kconfig.resolve(
@@ -96,23 +112,23 @@ class Externs:
             _resolve_addresses(typeless, kernel)
         for ksym in self.ksyms:
             if ksym.type_id:
-                self._resolve_typed(ksym, kernel)
+                self._resolve_typed(ksym, kernel, flavors)
         kconfig.require(self.ksyms)  # type: ignore[arg-type]
 
-    def _resolve_typed(self, ksym: Ksym, kernel: KernelSymbols) -> None:
+    def _resolve_typed(self, ksym: Ksym, kernel: KernelSymbols, flavors: bool) -> None:
         kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-        name = essential_name(ksym.name) if ksym.is_func else ksym.name
+        name = essential_name(ksym.name) if ksym.is_func and flavors else ksym.name
         found = kernel.find(name, kind)
         if found is None:
             ksym.why = "not in the kernel's BTF" if kernel.btf() is not None else "the kernel has no BTF of its own"
             if not ksym.weak:
                 # bpf_object__resolve_externs() answers EINVAL whatever bpf_object__resolve_ksyms_btf_id() said
                 # (-ESRCH).
-                raise ksym.refuse("not found in kernel or module BTFs")
+                raise ksym.refuse("not found in kernel or module BTFs", missing=True)
             return
         btf, type_id, module = found
         if not self._compatible(ksym, btf, type_id):
-            if ksym.is_func and ksym.weak:
+            if ksym.is_func and ksym.weak and flavors:
                 return
             raise ksym.refuse(ksym.why or "incompatible types")
         ksym.is_set, ksym.btf_id = True, type_id
@@ -140,8 +156,11 @@ class Externs:
 
     def facts(self) -> list[dict[str, Any]]:
         """The `externs` of docs/facts.md."""
-        rows = [_kconfig_row(x) for x in self.kconfig]
-        return rows + [_ksym_row(x) for x in self.ksyms]
+        rows = [_kconfig_row(x) for x in self.kconfig] + [_ksym_row(x) for x in self.ksyms]
+        for row in rows:
+            if row["name"] == self._refused:
+                row["outcome"] = "error"
+        return rows
 
 
 def _kconfig_row(extern: kconfig.Extern) -> dict[str, Any]:
@@ -192,15 +211,17 @@ class KernelSymbols:
         self.kconfig = kconfig_lines
         self.virtual = virtual
 
-    def find(self, name: str, kind: int) -> tuple[B.Btf, int, ModuleBtf | None] | None:
-        """`(BTF, type id, module or None)` of a name, vmlinux before the modules (find_ksym_btf_id())."""
+    def find(self, name: str, kind: int, modules: bool = True) -> tuple[B.Btf, int, ModuleBtf | None] | None:
+        """`(BTF, type id, module or None)` of a name, vmlinux before the modules (find_ksym_btf_id()); with `modules`
+        False vmlinux alone.
+        """
         main = self.btf()
         if main is None:
             return None
         found = main.find(name, kind)
         if found is not None:
             return main, found, None
-        for module in self._modules():
+        for module in self._modules() if modules else ():
             own = find_own(module.btf, name, kind)
             if own is not None:
                 return module.btf, own, module

@@ -354,7 +354,7 @@ def require(externs: Iterable[Extern]) -> None:
     """ExternError (ESRCH) for the first strong extern without a value."""
     for extern in externs:
         if not extern.is_set and not extern.weak:
-            raise ExternError(f"extern '{extern.name}' (strong): not resolved", ESRCH, extern.name)
+            raise ExternError(f"extern '{extern.name}' (strong): not resolved", ESRCH, extern.name, missing=True)
 
 
 # -- LINUX_KERNEL_VERSION (get_kernel_version)

@@ -102,7 +102,7 @@ class DebugLog:
             self._on_relo(name, int(number), what, level)
         elif rest.startswith("added ") and " insns from sub-prog '" in rest:
             self.appended.setdefault(name, []).append((_between(rest, "'", "'"), int(rest.split(" ", 2)[1])))
-        elif rest.startswith(("failed to prepare load attributes: ", "missing BPF prog type")):
+        elif rest.startswith(_REFUSALS):
             _, _, number = rest.partition("attributes: ")
             self.refused = (name, parse_errno(number) if number else _errno.EINVAL)
 
@@ -150,6 +150,11 @@ class DebugLog:
         elif level == LEVEL_WARN:
             entry["outcome"], entry["reason"] = "error", said
 
+
+# What libbpf says of a program that it does not even ask the kernel for.
+_REFUSALS = (
+    "failed to prepare load attributes: ", "missing BPF prog type", 'SEC("struct_ops") program isn\'t referenced'
+)  # fmt: skip
 
 _EXTERN_KINDS = {"kcfg": "kconfig", "ksym": "ksym", "var ksym": "ksym", "func ksym": "kfunc"}
 

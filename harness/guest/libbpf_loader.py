@@ -83,6 +83,7 @@ class Load:
         self.maps: dict[str, int] = {}
         self.autoload: dict[str, bool] = {}
         self._handlers: list[int] = []
+        self._left_out: set[str] = set()
 
     def open(self, data: bytes, machine: Any, refused: dict[str, tuple[int, int]], left_out: set[str]) -> None:
         """bpf_object__open_mem(), then what a caller may change before loading. `refused` (section -> type, attach
@@ -108,6 +109,7 @@ class Load:
         self.autoload = {name: lib.bpf_program__autoload(prog) for name, prog in self.progs.items()}
         for pointer in self.maps.values():
             self._fix_map(pointer)
+        self._left_out = left_out
         for name in left_out:
             lib.bpf_program__set_autoload(self.progs[name], False)
         self.seconds["open"] = time.perf_counter() - started
@@ -141,6 +143,9 @@ class Load:
         with doors:
             if self.lib.bpf_object__load(self.obj) != 0:
                 self.error = ctypes.get_errno() or _errno.EINVAL
+        # Loading turns off what only struct_ops maps use that are not created (bpf_object_adjust_struct_ops_autoload).
+        for name, prog in self.progs.items():
+            self.autoload[name] &= name in self._left_out or self.lib.bpf_program__autoload(prog)
         self.seconds["load"] = time.perf_counter() - started
 
     def _prog_of_insns(self, address: int) -> str | None:
@@ -250,8 +255,11 @@ class Judge:
         if section in self._refused:
             return False
         prog = load.progs[name]
-        self._refused[section] = (lib.bpf_program__type(prog) or 1, lib.bpf_program__expected_attach_type(prog))
-        unsupported = "section" if "missing BPF prog type" in " ".join(load.log.warnings) else "attach_target"
+        said = " ".join(load.log.warnings)
+        unused = "program isn't referenced anywhere" in said  # a struct_ops program of any type but its own passes
+        prog_type = 0 if unused else lib.bpf_program__type(prog)
+        self._refused[section] = (prog_type or 1, lib.bpf_program__expected_attach_type(prog))
+        unsupported = None if unused else "section" if "missing BPF prog type" in said else "attach_target"
         words = "\n".join(_last_words(load.log.warnings, name))
         for other, pointer in load.progs.items():
             if load.autoload[other] and _section(lib, pointer) == section and other not in self._settled:

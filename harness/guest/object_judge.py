@@ -91,7 +91,7 @@ class ObjectJudge:
         return self._answer(progs)
 
     def _judge(self, data: bytes) -> list[dict[str, Any]]:
-        if not self._step("open", lambda: self._open(data)):
+        if not self._step("open", lambda: self._open(data), stage="open"):
             return [self._stopped(prog) for prog in self._obj.entry_progs] if self._obj is not None else []
         assert self._obj is not None
         if not self._step("open", self._resolve_externs):
@@ -102,12 +102,13 @@ class ObjectJudge:
         self._fill_prog_arrays()
         return progs
 
-    def _step(self, phase: str, work: Callable[[], None]) -> bool:
+    def _step(self, phase: str, work: Callable[[], None], stage: str | None = None) -> bool:
+        """Do the work; False where libbpf would stop, in `stage` when all that is refused there is refused in one."""
         start = perf_counter()
         try:
             work()
         except GuestError as error:
-            self._give_up(error.stage, error.errno, error.message)
+            self._give_up(stage or error.stage, error.errno, error.message)
             return False
         finally:
             self._seconds[phase] += perf_counter() - start
@@ -140,7 +141,7 @@ class ObjectJudge:
         places = btf_load.variable_places(obj)
         self._externs = Externs(obj)
         self._maps = read_maps(obj, name.partition(".")[0], places)
-        self._struct_ops = struct_ops.StructOps(obj, places)
+        self._struct_ops = struct_ops.StructOps(obj, places, rules)
         settings.apply(obj, self._maps, places, self._request.get("settings") or {})
         if obj.byteorder != sys.byteorder:
             raise WrongEndian(f"{name}: BPF code is {obj.byteorder}-endian: it cannot be loaded here")
@@ -148,7 +149,7 @@ class ObjectJudge:
     def _resolve_externs(self) -> None:
         assert self._obj is not None and self._externs is not None and self._struct_ops is not None
         externs = self._externs
-        externs.resolve(self._machine.symbols)
+        externs.resolve(self._machine.symbols, self._rules_version())
         if externs.kconfig:
             data = bytearray(map_value(externs.kconfig))
             name = self._obj.path.partition(".")[0]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from . import bpf_object as O
 from . import btf as B
-from .errors import EINVAL, ENOTSUP, ESRCH, MapError
-from .externs import find_own
-from .loader import Attach
+from .errors import EINVAL, ENOENT, ENOTSUP, ESRCH, MapError
+from .loader import Attach, Refusal
 from .maps import BPF_F_LINK, BPF_F_VTYPE_BTF_OBJ_FD, MAP_TYPE, Map
 from .names import essential_name
 
@@ -20,8 +19,15 @@ if TYPE_CHECKING:
     from .bpf_object import BpfObject, Prog
     from .externs import KernelSymbols
 
-_PTR = 8
 _VALUE_PREFIX = "bpf_struct_ops_"
+
+# libbpf 1.4: a struct's flavor is no part of its name, structs of modules are found, members that this kernel lacks are
+# passed over when they are zero, and what a program may be used for is told by the kernel's members instead of the
+# object's. 1.1.2 has none of it, 1.5.0 all; the releases between were not looked at.
+_LENIENT = (1, 4)
+_WANTS_USE = (1, 5)  # a program in no map is refused before the kernel is asked (1.1.2 asks)
+# libbpf 1.7: the struct around the kernel's is looked up first: two errnos differ (1.5.0 does not yet).
+_VALUE_FIRST = (1, 7)
 
 
 class _Instance:
@@ -36,14 +42,18 @@ class _Instance:
 
 
 class StructOps:
-    """All struct_ops of an object. `maps` are its maps, in libbpf's order. Raises MapError where libbpf refuses to
-    open."""
+    """All struct_ops of an object, by the rules of a libbpf version (None: the newest). `maps` are its maps, in
+    libbpf's order. Raises MapError where libbpf refuses to open.
+    """
 
-    def __init__(self, obj: BpfObject, places: dict[str, int]) -> None:
+    def __init__(self, obj: BpfObject, places: dict[str, int], rules: tuple[int, ...] | None = None) -> None:
         self._obj = obj
+        self._lenient = rules is None or rules >= _LENIENT
+        self._value_first = rules is None or rules >= _VALUE_FIRST
+        self._wants_use = rules is None or rules >= _WANTS_USE
         self._instances: list[_Instance] = []
         self._attach: dict[int, tuple[Attach, int]] = {}
-        self._errors: dict[int, str] = {}
+        self._declared: dict[int, tuple[int, int]] = {}
         self._used: dict[int, bool] = {}
         for sec_idx in sorted(idx for idx, what in obj.sections.items() if what == O.SEC_STRUCT_OPS):
             self._read_section(sec_idx, places)
@@ -96,9 +106,21 @@ class StructOps:
                 raise MapError(
                     f"struct_ops '{name}': cannot find the member or program at offset {place // 8}", EINVAL, name
                 )
-            if not prog.section.startswith("struct_ops"):
-                raise MapError(f"struct_ops '{name}': prog '{prog.name}' is not a struct_ops program", EINVAL, name)
+            self._check_member(instance, member, prog)
             instance.progs[member] = prog
+
+    def _check_member(self, instance: _Instance, member: int, prog: Prog) -> None:
+        """Whether that member can be that program."""
+        btf, name = self._obj.btf, instance.item.name
+        assert btf is not None
+        words, type_id, _, _ = btf.members(instance.type)[member]
+        if not _is_function(btf, type_id):
+            raise MapError(f"struct_ops '{name}': cannot relocate non func ptr {words}", EINVAL, name)
+        if not prog.section.startswith("struct_ops"):
+            raise MapError(f"struct_ops '{name}': prog '{prog.name}' is not a struct_ops program", EINVAL, name)
+        use = (instance.type.id, member)
+        if self._declared.setdefault(id(prog), use) != use and not self._lenient:
+            raise MapError(f"struct_ops '{name}': cannot use prog {prog.name} for func ptr {words}", EINVAL, name)
 
     # -- against a kernel
 
@@ -112,77 +134,86 @@ class StructOps:
                 self._used[id(prog)] = self._used.get(id(prog), False) or instance.item.autocreate
 
     def _find_type(self, instance: _Instance, kernel: KernelSymbols) -> None:
-        item, name = instance.item, essential_name(instance.type.name)
-        found = kernel.find(name, B.BTF_KIND_STRUCT)
-        if found is None:
-            raise MapError(f"struct_ops '{item.name}': struct {name} is not found in kernel BTF", ESRCH, item.name)
-        btf, type_id, module = found
-        value_name = _VALUE_PREFIX + name
-        value_id = (
-            btf.find(value_name, B.BTF_KIND_STRUCT) if module is None else find_own(btf, value_name, B.BTF_KIND_STRUCT)
-        )
-        if value_id is None:
-            raise MapError(
-                f"struct_ops '{item.name}': struct {value_name} is not found in kernel BTF", ESRCH, item.name
-            )
-        item.btf_vmlinux_value = value_id
-        item.value_size = btf.type(value_id).size
+        item, name = instance.item, instance.type.name
+        name = essential_name(name) if self._lenient else name
+        first, then = (_VALUE_PREFIX + name, name) if self._value_first else (name, _VALUE_PREFIX + name)
+        found = kernel.find(first, B.BTF_KIND_STRUCT, modules=self._lenient)
+        if found is None:  # find_ksym_btf_id() says ESRCH, btf__find_by_name_kind() ENOENT
+            errno = ESRCH if self._lenient else ENOENT
+            raise MapError(f"struct_ops '{item.name}': struct {first} is not found in kernel BTF", errno, item.name)
+        btf, first_id, module = found
+        then_id = btf.find(then, B.BTF_KIND_STRUCT)
+        if then_id is None:
+            raise MapError(f"struct_ops '{item.name}': struct {then} is not found in kernel BTF", ENOENT, item.name)
+        value_id, type_id = (first_id, then_id) if self._value_first else (then_id, first_id)
+        value = btf.type(value_id)
+        if all(member[1] != type_id for member in btf.members(value)):
+            why = f"struct {name} data is not found in struct {value.name}"
+            raise MapError(f"struct_ops '{item.name}': {why}", EINVAL, item.name)
+        item.btf_vmlinux_value, item.value_size = value_id, value.size
         if module is not None:
             item.value_btf_fd = module.fd
             item.flags |= BPF_F_VTYPE_BTF_OBJ_FD
         self._match_members(instance, btf, btf.type(type_id), Attach(type_id, module.fd if module is not None else 0))
 
     def _match_members(self, instance: _Instance, btf: B.Btf, kernel_type: B.Type, attach: Attach) -> None:
-        local = self._obj.btf
+        """Every member has one of that very name in the kernel's struct, and of that kind."""
+        local, item = self._obj.btf, instance.item
         assert local is not None
         kernel_members = {m[0]: (index, m) for index, m in enumerate(btf.members(kernel_type))}
         for index, (name, type_id, bit_offset, bits) in enumerate(local.members(instance.type)):
-            theirs = kernel_members.get(essential_name(name))
-            prog = instance.progs.get(index)
+            theirs = kernel_members.get(name)
             size = local.resolve_size(type_id)
             if theirs is None:
-                self._missing(instance, index, name, bit_offset // 8, size)
+                if not self._passed_over(instance, index, bit_offset // 8, size):
+                    raise _unsupported(item, f"cannot find member {name} in kernel BTF")
                 continue
             kernel_index, (_, kernel_type_id, _, kernel_bits) = theirs
             if bits or kernel_bits:
-                raise MapError(
-                    f"struct_ops '{instance.item.name}': bitfield {name} is not supported", ENOTSUP, instance.item.name
-                )
+                raise _unsupported(item, f"bitfield {name} is not supported")
             ours, others = local.skip_mods_and_typedefs(type_id), btf.skip_mods_and_typedefs(kernel_type_id)
             if ours.kind != others.kind or (ours.kind != B.BTF_KIND_PTR and size != btf.resolve_size(kernel_type_id)):
-                raise MapError(
-                    f"struct_ops '{instance.item.name}': member {name} is {ours!r} here and {others!r} in the kernel",
-                    ENOTSUP,
-                    instance.item.name,
-                )  # fmt: skip
-            if prog is not None:
-                self._attach[id(prog)] = (attach, kernel_index)
+                raise _unsupported(item, f"member {name} is {ours!r} here and {others!r} in the kernel")
+            if index in instance.progs and ours.kind == B.BTF_KIND_PTR:
+                if not _is_function(btf, kernel_type_id):
+                    raise _unsupported(item, f"kernel member {name} is not a func ptr")
+                self._use(item, instance.progs[index], attach, kernel_index)
 
-    def _missing(self, instance: _Instance, index: int, name: str, offset: int, size: int) -> None:
-        """A member this kernel does not have: fine as long as it is zero; its program is then not loaded."""
-        if any(instance.item.data[offset : offset + size]):
-            raise MapError(
-                f"struct_ops '{instance.item.name}': cannot find member {name} in kernel BTF",
-                ENOTSUP,
-                instance.item.name,
-            )
-        prog = instance.progs.pop(index, None)
-        if prog is not None:
-            prog.autoload = False
-            self._errors[id(prog)] = f"struct {instance.type.name} of this kernel has no member {name}"
+    def _passed_over(self, instance: _Instance, index: int, offset: int, size: int) -> bool:
+        """Whether a member that this kernel does not have may be there: it is zero and no program."""
+        zero = index not in instance.progs and not any(instance.item.data[offset : offset + size])
+        return self._lenient and zero
+
+    def _use(self, item: Map, prog: Prog, attach: Attach, member: int) -> None:
+        """A program may stand in several structs, for the same member of the same kernel's struct."""
+        known, place = self._attach.setdefault(id(prog), (attach, member))
+        if (known.btf_id, place) != (attach.btf_id, member):
+            raise MapError(f"struct_ops '{item.name}': invalid reuse of prog {prog.name}", EINVAL, item.name)
 
     def unused(self, prog: Prog) -> bool:
         """Whether libbpf leaves this program out, because no map that is created uses it."""
-        return id(prog) in self._errors or self._used.get(id(prog)) is False
+        return self._used.get(id(prog)) is False
 
     def attach(self, prog: Prog) -> Attach:
-        """What the program attaches to: the kernel's struct. One in no struct_ops map attaches to nothing: libbpf
-        asks the kernel all the same, and that refuses it.
+        """What the program attaches to: the kernel's struct. One in no struct_ops map attaches to nothing: Refusal, or
+        by the older rules libbpf asks the kernel all the same, and that refuses it.
         """
         found = self._attach.get(id(prog))
+        if found is None and self._wants_use:
+            raise Refusal(f"prog '{prog.name}': a struct_ops program that no struct_ops map uses", EINVAL)
         return Attach() if found is None else found[0]
 
     def member_index(self, prog: Prog) -> int:
         """The index of the kernel's member, which is the program's expected_attach_type."""
         found = self._attach.get(id(prog))
         return 0 if found is None else found[1]
+
+
+def _is_function(btf: B.Btf, type_id: int) -> bool:
+    """A pointer to a function (resolve_func_ptr())."""
+    pointer = btf.skip_mods_and_typedefs(type_id)
+    return pointer.kind == B.BTF_KIND_PTR and btf.skip_mods_and_typedefs(pointer.type).kind == B.BTF_KIND_FUNC_PROTO
+
+
+def _unsupported(item: Map, why: str) -> MapError:
+    return MapError(f"struct_ops '{item.name}': {why}", ENOTSUP, item.name)
