@@ -61,7 +61,7 @@ class RunDirectory:
 
     def keep_cell(self, result: CellResult) -> None:
         """Write one cell. InfrastructureError when the disk will not take it."""
-        write_whole(self.path / "cells" / f"{file_name(result.id)}.json", json.dumps(to_json(result), indent=1))
+        write_whole(self.path / "cells" / f"{file_name(result.id)}.json", json.dumps(to_json(result)))
 
     def keep_logs(self, result: CellResult, logs: Mapping[str, str]) -> CellResult:
         """Write verifier logs, by program name, and say in the result where they lie (below this directory)."""

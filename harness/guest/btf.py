@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import sys
 from array import array
+from contextlib import suppress
 from struct import Struct, calcsize
 
+from .btf_names import IndexedNames, Names
 from .elf import Elf, is_elf
 from .errors import E2BIG, EINVAL, CoreError, MalformedBtf
 from .names import essential_name
@@ -152,7 +154,7 @@ class Btf:
         self.start_id = base.count if base else 1
         self._places = self._walk(layout)
         self.count = self.start_id + len(self._places)
-        self._names: bytes | None = None
+        self._names: Names | None = None
         self._names_are_whole = True
 
     # -- opening
@@ -226,7 +228,7 @@ class Btf:
     def _all_strings(self) -> bytes:
         return (self.base._all_strings() if self.base else b"") + self._strings
 
-    def _index_names(self) -> bytes:
+    def _index_names(self) -> Names:
         """Name offsets of the own types as an array's bytes; also notes whether one points into the middle of a
         string.
         """
@@ -239,19 +241,24 @@ class Btf:
             raise self._bad("a type's name lies outside the string section") from None
         if not self._names_are_whole:
             self._read_all_names(names)
-        self._names = names.tobytes()
+        self._names = Names(self._strings, names.tobytes())
         return self._names
 
-    def _string_offsets(self, essential: str) -> set[int]:
+    def index_all_names(self) -> None:
+        """Make every look-up by name quick (`IndexedNames`), where that can be done."""
+        names = self._names or self._index_names()
+        if self.base is None and self._names_are_whole:
+            with suppress(ValueError):
+                self._names = IndexedNames(names.strings, names.names)
+
+    def _string_offsets(self, names: Names, essential: str) -> set[int]:
         """Offsets of all strings whose essential name is `essential`, in the base's strings and the own ones."""
-        found = self.base._string_offsets(essential) if self.base else set()
+        base = self.base
+        found = base._string_offsets(base._names or Names(base._strings, b""), essential) if base else set()
         found.update(self._flavored_names().get(essential, ()))
-        if essential_name(essential) == essential:
-            strings, needle = self._strings, b"\0%s\0" % essential.encode("utf-8", "surrogateescape")
-            at = strings.find(needle)
-            while at >= 0:
-                found.add(self._strings_start + at + 1)
-                at = strings.find(needle, at + 1)
+        if essential and essential_name(essential) == essential:
+            own = names.offsets(essential.encode("utf-8", "surrogateescape"))
+            found.update(self._strings_start + at for at in own)
         return found
 
     def _flavored_names(self) -> dict[str, list[int]]:
@@ -274,18 +281,18 @@ class Btf:
         known = self._ids.get(essential)
         if known is not None:
             return known
-        names = self._names if self._names is not None else self._index_names()
+        names = self._names or self._index_names()
         if not self._names_are_whole:
             return self._ids.get(essential, [])
-        offsets = self._string_offsets(essential)
+        offsets = self._string_offsets(names, essential)
         ids: list[int] = []
         if (
             len(offsets) > _FEW
         ):  # a name of its own for each of many types: one pass over all is cheaper than many searches
-            ids = [self.start_id + at for at, offset in enumerate(array("I", names)) if offset in offsets]
+            ids = [self.start_id + at for at, offset in enumerate(array("I", names.names)) if offset in offsets]
         else:
             for offset in offsets:
-                ids += self._ids_named(names, offset.to_bytes(4, sys.byteorder))
+                ids += [self.start_id + at for at in names.types(offset)]
             ids.sort()
         self._ids[essential] = ids
         return ids
@@ -300,15 +307,6 @@ class Btf:
                 raise self._bad("names lie inside of each other, and are too long")
             if text:
                 self._ids.setdefault(essential_name(text), []).append(id_)
-
-    def _ids_named(self, names: bytes, needle: bytes) -> list[int]:
-        ids = []
-        at = names.find(needle)
-        while at >= 0:
-            if at % 4 == 0:
-                ids.append(self.start_id + at // 4)
-            at = names.find(needle, at + 1)
-        return ids
 
     def find(self, name: str, kind: int) -> int | None:
         """The first id with exactly that name and kind, the base's first (btf__find_by_name_kind)."""

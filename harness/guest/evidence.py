@@ -32,6 +32,7 @@ _ENOSPC = 28
 # Formatting one instruction costs the kernel as much as verifying hundreds: 4 microseconds here, ten times that in
 # emulation. Beyond this many processed instructions an accepted program's second witness is not taken.
 SECOND_WITNESS_MAX = 500
+_POISON = I.native(I.CALL, 0, 0, 0, I.POISON_CORE_RELO)
 MAX_FLIPS = 64
 MAX_ANALYSES = 64
 
@@ -65,6 +66,7 @@ class Collector:
         self._bpf = bpf
         self._line_info = line_info
         self._stand_in = 0
+        self._numbered: tuple[bytes, bytes] = (b"", b"")
 
     def close(self) -> None:
         """Give back the stand-in BTF."""
@@ -73,8 +75,8 @@ class Collector:
             self._stand_in = 0
 
     def collect(self, subject: Subject, progress: Callable[[str], None]) -> dict[str, Any]:
-        """The `evidence` part of a program's facts (docs/facts.md); `progress` is told "evidence", "analysis",
-        "flip"."""
+        """The `evidence` part of a program's facts (docs/facts.md); `progress` is told "evidence", once: a frame costs
+        an emulated guest as much as a load."""
         progress("evidence")
         facts: dict[str, Any] = {
             "verdict_log_visited": None,
@@ -83,11 +85,11 @@ class Collector:
             "flips": [],
         }
         if not subject.accepted:
-            self._rejected(subject, facts, progress)
+            self._rejected(subject, facts)
             return facts
         live = self._accepted(subject, facts)
         if subject.guards and len(subject.relos) > 1:
-            self._flips(subject, live, facts, progress)
+            self._flips(subject, live, facts)
         return facts
 
     # -- accepted programs
@@ -121,19 +123,21 @@ class Collector:
         )
         return outcome, {"loaded": outcome.loaded, "errno": outcome.errno, "survived": survived, "reason": why}
 
-    def _flips(self, subject: Subject, live: set[int], facts: dict[str, Any], progress: Callable[[str], None]) -> None:
+    def _flips(self, subject: Subject, live: set[int], facts: dict[str, Any]) -> None:
+        poisoned = _POISON in subject.load.insns
         for relo, at in [guard for guard in subject.guards if guard[1] in live][:MAX_FLIPS]:
             flipped = flip(subject.load.insns, at)
             if flipped is None:
                 continue
-            progress("flip")
             code, value = flipped
             load = subject.load.copy()
             load.insns = code
-            small = (subject.processed or 0) <= SECOND_WITNESS_MAX
             if self._line_info:
-                outcome = self._run(self._marked(load), 2 if small else 0, records=True)
-                if not outcome.loaded and not small:
+                # An accepted flip is told by its records. A refused one only by its log: taken at once where there is
+                # poison to run into, and the log is short.
+                log = poisoned and (subject.processed or 0) <= SECOND_WITNESS_MAX
+                outcome = self._run(self._marked(load), 2 if log else 0, records=True)
+                if not outcome.loaded and not log:
                     outcome = self._run(without_lines(load), 2)
             else:
                 outcome = self._run(without_lines(load), 2)
@@ -144,7 +148,7 @@ class Collector:
 
     # -- rejected programs
 
-    def _rejected(self, subject: Subject, facts: dict[str, Any], progress: Callable[[str], None]) -> None:
+    def _rejected(self, subject: Subject, facts: dict[str, Any]) -> None:
         facts["line_info"]["reason"] = "the program is rejected: no instruction is translated"
         first = self._run(without_lines(subject.load), 2)
         facts["verdict_log_visited"] = _ranges(first.visited, subject.load.insns)
@@ -154,7 +158,6 @@ class Collector:
             if stop in past:
                 return
             past.append(stop)
-            progress("analysis")
             step = self._analyse(subject, past)
             facts["analysis"].append(step)
             stop = step["stop"]["insn"] if step["stop"] is not None and step["stop"]["poison"] else None
@@ -189,8 +192,15 @@ class Collector:
         if not marked.btf_fd:
             marked.btf_fd = self._stand_in_btf()
             marked.func_info = b""
-        marked.line_info, marked.line_info_size = records(load.insns), 16
+        marked.line_info, marked.line_info_size = self._records(load.insns), 16
         return marked
+
+    def _records(self, code: bytes) -> bytes:
+        """`records` of the code; a flip has the opcodes, so the records, of the program it was made from."""
+        ops = code[:: I.INSN_SIZE]
+        if ops != self._numbered[0]:
+            self._numbered = (ops, records(code))
+        return self._numbered[1]
 
     def _stand_in_btf(self) -> int:
         """The least BTF there is: line_info needs one even when the object has none, or has one the kernel refuses."""

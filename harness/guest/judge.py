@@ -26,6 +26,12 @@ KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 # Since then libbpf reads "Debian 6.1.192-2" in uname's version; before it took 6.1.0 from its release.
 _READS_DEBIAN_VERSION = (1, 2)
 _GONE_SECONDS = 5.0
+# What BPF programs look into most: their members are read before a guest is saved.
+_COMMON = (
+    "task_struct", "mm_struct", "vm_area_struct", "signal_struct", "thread_struct", "pt_regs", "cred", "pid",
+    "nsproxy", "css_set", "cgroup", "kernfs_node", "file", "path", "dentry", "qstr", "inode", "super_block",
+    "linux_binprm", "bio", "request", "sock", "sock_common", "inet_sock", "tcp_sock", "sk_buff", "net_device",
+)  # fmt: skip
 
 
 def _read(path: str) -> str | None:
@@ -65,6 +71,8 @@ class Machine:
         self._calls: bool | None = None
         self._kallsyms: dict[str, int] | None = None
         self._left: tuple[set[int], set[int]] = (set(), set())
+        self._settled: dict[str, Any] = {}
+        self._versions: dict[bool, int] = {}
         self.btf = self._target()
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
@@ -116,9 +124,12 @@ class Machine:
     @property
     def kern_version(self) -> int:
         """KERNEL_VERSION() of this kernel as libbpf tells it (get_kernel_version())."""
-        uname = os.uname()
         newer = self._rules is None or self._rules >= _READS_DEBIAN_VERSION
-        return kernel_version(uname.release, uname.version if newer else "", _read("/proc/version_signature"))
+        if newer not in self._versions:
+            uname = os.uname()
+            signature = _read("/proc/version_signature")
+            self._versions[newer] = kernel_version(uname.release, uname.version if newer else "", signature)
+        return self._versions[newer]
 
     def kconfig_text(self) -> str | None:
         """The kernel's Kconfig, None when it is nowhere to be read."""
@@ -175,12 +186,32 @@ class Machine:
     # -- facts
 
     def facts(self) -> dict[str, Any]:
-        """The `guest` part."""
+        """The `guest` part. Nothing here changes while objects are judged, but for the taint."""
+        if not self._settled:
+            self._settled = self._settled_facts()
+        return {**self._settled, "taint": _number("/proc/sys/kernel/tainted")}
+
+    def refresh(self) -> None:
+        """Forget what a command of somebody's may have changed (sysctls)."""
+        self._settled = {}
+
+    def prepare(self) -> None:
+        """Find out now what is otherwise found out when first asked for: before a guest is saved it costs once."""
+        if self.btf is not None:
+            self.btf.index_all_names()
+            _read_members(self.btf)
+        self.kconfig_lines([])
+        self.modules()
+        self.has_calls()
+        self._virtual("LINUX_HAS_SYSCALL_WRAPPER")
+        self.facts()
+
+    def _settled_facts(self) -> dict[str, Any]:
         uname = os.uname()
         return {
             "release": uname.release, "version": uname.version, "machine": uname.machine, "cpus": os.cpu_count(),
             "python": "%d.%d.%d" % sys.version_info[:3], "btf": self._btf_facts(),
-            "taint": _number("/proc/sys/kernel/tainted"), "jit": _number("/proc/sys/net/core/bpf_jit_enable"),
+            "taint": 0, "jit": _number("/proc/sys/net/core/bpf_jit_enable"),
             "unprivileged_bpf_disabled": _number("/proc/sys/kernel/unprivileged_bpf_disabled"),
             "lockdown": _lockdown(), "features": dict(self.features),
         }  # fmt: skip
@@ -241,6 +272,14 @@ class Machine:
             )
         except OSError:  # no ids before 4.13: nothing to wait for
             return True
+
+
+def _read_members(target: B.Btf) -> None:
+    for name in _COMMON:
+        for id_ in target.ids_by_essential_name(name):
+            found = target.type(id_)
+            if found.kind in (B.BTF_KIND_STRUCT, B.BTF_KIND_UNION):
+                target.members(found)
 
 
 def _sha256_hex(data: bytes) -> str:

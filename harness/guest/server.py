@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .port import Port
 
 
+# Objects made before the collector looks for cycles, of which judging makes hardly any; CPython's own 700 has it look
+# at each turn.
+_GARBAGE = 20_000
+
 # Meant for the command of an `exec` that has ended meanwhile.
 _FOR_A_COMMAND = ("input", "signal")
 
@@ -24,8 +28,7 @@ class PowerOff(Exception):
 
 
 class Server:
-    """Answers requests on one port until the host says `poweroff`. `machine` is what `judge.Machine.survey` returned.
-    """
+    """Answers requests on one port until the host says `poweroff`. `machine` is what `judge.Machine.survey` returned."""
 
     def __init__(self, port: Port, machine: Any) -> None:
         self._port = port
@@ -87,11 +90,15 @@ class Server:
 
         for name in frame.message.get("modules", ()):
             __import__(str(name))
-        for _ in range(frame.message.get("rounds", 0)):
+        rounds = frame.message.get("rounds", 0)
+        if rounds:
+            self._machine.prepare()
+        for _ in range(rounds):
             self._judge(frame)
             self._machine.await_gone()
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_GARBAGE)
         return {"type": "warm"}
 
     def _judge(self, frame: Frame) -> dict[str, Any]:
@@ -105,7 +112,11 @@ class Server:
         def send(message: dict[str, Any]) -> None:
             self._send(frame, message)
 
-        return Execution(frame, self._port, self._decoder, send, lambda: repl(self._machine)).run()
+        try:
+            return Execution(frame, self._port, self._decoder, send, lambda: repl(self._machine)).run()
+        finally:
+            if self._machine is not None:
+                self._machine.refresh()
 
     def _power_off(self, _frame: Frame) -> dict[str, Any]:
         raise PowerOff

@@ -24,6 +24,7 @@ PROG_LOAD = 5
 
 LOG_MAX = (1 << 24) - 1  # kernels before 5.2 refuse a verifier log buffer of 16 MiB and more
 LOG_STATS = 4
+_RECORDS = 1 << 16  # bytes that hold the line_info of most programs
 _EAGAIN, _ENOENT, _RLIMIT_MEMLOCK = 11, 2, 8
 
 _PROG_LOAD_ATTR = struct.Struct("=IIQQIIQII16sIIIIQIIQIIIIQQIIiIQIi")
@@ -65,6 +66,7 @@ class Bpf:
         self._libc.syscall.restype = ctypes.c_long
         self._nr = _NR_BPF[os.uname().machine]
         self._log: Buffer | None = None
+        self._records: Buffer | None = None
         self._raise_memlock()
 
     def _raise_memlock(self) -> None:
@@ -123,7 +125,9 @@ class Bpf:
 
     def prog_line_cols(self, fd: int, capacity: int) -> list[int]:
         """`line_col` of each line_info record the program still has; at most `capacity` are fetched."""
-        records = Buffer(max(16 * capacity, 16))
+        records = self._records
+        if records is None or records.size < 16 * capacity:
+            records = self._records = Buffer(max(16 * capacity, _RECORDS))
         info = bytearray(232)
         struct.pack_into("=I", info, 148, capacity)
         struct.pack_into("=Q", info, 152, records.address)

@@ -24,7 +24,7 @@ from harness.vm.devices import RESULT_CHARDEV
 from harness.vm.qmp import Qmp, QmpError
 
 _KIND = "guests"
-# Forty guests. Each change of a kernel, of QEMU or of our guest's code leaves the one before it behind.
+# Thirty guests. Each change of a kernel, of QEMU or of our guest's code leaves the one before it behind.
 CAP_BYTES = 4 << 30
 _PAGE = 4096
 _BLOCK = 256 * _PAGE

@@ -82,12 +82,15 @@ def test_every_type_as_bpftool_sees_it(tmp_path: Path) -> None:
         _agree(btf, entry)
 
 
-def test_this_kernel_as_bpftool_sees_it() -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_this_kernel_as_bpftool_sees_it(indexed: bool) -> None:
     path = Path("/sys/kernel/btf/vmlinux")
     if not path.exists():
         pytest.skip("this kernel has no /sys/kernel/btf/vmlinux")
     btf, theirs = load(str(path)), _dump(path)
     assert btf.count == len(theirs) + 1
+    if indexed:
+        btf.index_all_names()
     for entry in theirs[:: max(1, len(theirs) // 3000)]:
         _agree(btf, entry)
     by_name: dict[str, list[int]] = {}
@@ -162,6 +165,28 @@ def test_names_inside_of_other_strings_are_found() -> None:
     at = builder.string("mask") + 2
     builder.types += struct.pack("<4I", at, B.BTF_KIND_INT << 24, 4, 32)
     assert Btf(builder.build()).ids_by_essential_name("sk") == [2]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("twice", [False, True])
+def test_names_borne_by_several_types_with_others_between(indexed: bool, twice: bool) -> None:
+    """`twice`: the string itself stands there two times, as no compiler writes it."""
+    builder = BtfBuilder()
+    number = builder.int("int", 4)
+    builder.struct("same", 4, ("x", number, 0))
+    builder.struct("other___1", 4, ("x", number, 0))
+    builder.struct("same", 4, ("y", number, 0))
+    builder.struct("other", 4, ("x", number, 0))
+    if twice:
+        at = len(builder.strings)
+        builder.strings += b"same\0"
+        builder.types += struct.pack("<4I", at, B.BTF_KIND_INT << 24, 4, 32)
+    btf = Btf(builder.build())
+    if indexed:
+        btf.index_all_names()
+    assert btf.ids_by_essential_name("same") == ([2, 4, 6] if twice else [2, 4])
+    assert btf.ids_by_essential_name("other") == [3, 5]
+    assert btf.ids_by_essential_name("x") == btf.ids_by_essential_name("") == []
 
 
 def test_split_btf_continues_its_base() -> None:
