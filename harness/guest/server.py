@@ -28,7 +28,7 @@ class PowerOff(Exception):
 
 
 class Server:
-    """Answers requests on one port until the host says `poweroff`. `machine` is what `judge.Machine.survey` returned."""
+    """Answers requests on one port until told to power off. `machine` is what `judge.Machine.survey` returned."""
 
     def __init__(self, port: Port, machine: Any) -> None:
         self._port = port
