@@ -12,7 +12,7 @@ from harness.report.kernels import describe
 from harness.report.paint import Paint
 from harness.report.view import View
 
-_MOODS = {Topic.UNGUARDED: "bad", Topic.WRONG_WAY: "bad", Topic.BY_VERSION: "trouble"}
+MOODS = {Topic.UNGUARDED: "bad", Topic.WRONG_WAY: "bad", Topic.BY_VERSION: "trouble"}
 _NAMES_MOST = 3
 
 
@@ -24,7 +24,7 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False) -> str:
     for topic, title in TITLES.items():
         of_topic = [remark for remark in remarks if remark.topic is topic]
         if of_topic:
-            lines += [paint(f"{title} ({len(of_topic)})", _MOODS.get(topic, "strong"))]
+            lines += [paint(f"{title} ({len(of_topic)})", MOODS.get(topic, "strong"))]
             lines += [line for remark in of_topic for line in _remark(remark, paint)] + [""]
     if not remarks:
         lines.append("nothing to remark")
@@ -32,9 +32,8 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False) -> str:
 
 
 def _remark(remark: Remark, paint: Paint) -> Iterator[str]:
-    place = f"{remark.source.file.rpartition('/')[2]}:{remark.source.line}" if remark.source else "(no source line)"
     where = describe(remark.kernels, remark.judged)
-    head = f"{remark.subject}/{remark.prog}  {place}  {remark.field} ({remark.kind})"
+    head = f"{remark.subject}/{remark.prog}  {place_of(remark)}  {remark.field} ({remark.kind})"
     yield from paint.wrapped(untrusted.line(head), "      ", "name", first="  ")
     yield from paint.wrapped(untrusted.line(f"{where}: {remark.text}"), "      ", first="    ")
 
@@ -47,11 +46,17 @@ def summary(view: View, paint: Paint) -> list[str]:
     for item in found:
         name = untrusted.line(item.subject)
         head = f"  {name}{' ' * (width - untrusted.width(name))}  "
-        lines += paint.wrapped(untrusted.line(_said(item, view)), " " * len(head), "quiet", first=head)
+        lines += paint.wrapped(untrusted.line(said(item, view)), " " * len(head), "quiet", first=head)
     return lines
 
 
-def _said(item: Guards, view: View) -> str:
+def place_of(remark: Remark) -> str:
+    """`x.bpf.c:31`."""
+    return f"{remark.source.file.rpartition('/')[2]}:{remark.source.line}" if remark.source else "(no source line)"
+
+
+def said(item: Guards, view: View) -> str:
+    """How an object's checks came out, and what was eliminated."""
     parts = []
     if item.both:
         parts.append(f"{len(item.both)} taken both ways ({_names(item.both)})")

@@ -14,8 +14,10 @@ from typing import Any
 from harness import ci_log
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
-from harness.report import loaders, suspicion
+from harness.report import audit_format, loaders, suspicion
+from harness.report.audit import TITLES, Topic, audit, guards
 from harness.report.diff import diff
+from harness.report.kernels import describe
 from harness.report.ledger import relation_of
 from harness.report.untrusted import lines
 from harness.report.view import LEGEND, Program, View, mark
@@ -61,7 +63,26 @@ class _Packer:
             "legend": LEGEND,
             "compared": self._compared,
             "notes": [_(note) for note in run.notes],
+            "guards": [[_(item.subject), _(audit_format.said(item, view))] for item in guards(view)],
+            "audit": self._audit(),
         }
+
+    def _audit(self) -> list[list[Any]]:
+        """[title, mood, remarks] for each topic; a remark knows the row and the kernel whose ledger shows it."""
+        view = self._view
+        rows = [(view.label(subject), program.name) for subject in view.subjects
+                for program in view.programs(subject) or [Program(subject=subject, name="")]]  # fmt: skip
+        places = {row: number for number, row in enumerate(rows)}
+        columns = {kernel: number for number, kernel in enumerate(view.kernels)}
+        topics: dict[Topic, list[list[Any]]] = {}
+        for remark in audit(view.run):
+            row = places.get((remark.subject, remark.prog), -1)
+            column = columns[remark.kernels[0]] if row >= 0 and remark.kernels else -1
+            topics.setdefault(remark.topic, []).append([
+                _(f"{remark.subject}/{remark.prog}"), _(audit_format.place_of(remark)), _(remark.field), remark.kind,
+                _(describe(remark.kernels, remark.judged)), _(remark.text), row, column,
+            ])  # fmt: skip
+        return [[TITLES[topic], audit_format.MOODS.get(topic, "quiet"), remarks] for topic, remarks in topics.items()]
 
     def _row(self, label: str, program: Program) -> dict[str, Any]:
         fields: list[Any] = []

@@ -77,30 +77,76 @@ def test_a_baseline_marks_what_changed():
     assert not data["rows"][0]["fields"][0][5]
 
 
+def palettes():
+    """The colours of the page: the light ones, and the dark ones where they differ."""
+    css = render("html", run_of(*cells())).partition("<style>")[2].partition("</style>")[0]
+    blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in blocks)
+    return {"light": light, "dark": {**light, **dark}}
+
+
+def contrast(one, other):
+    """WCAG 2.1, relative luminance and contrast ratio."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_text_stands_out_from_what_is_behind_it():
+    assert round(contrast("#000000", "#ffffff"), 1) == 21.0 and round(contrast("#777777", "#ffffff"), 2) == 4.48
+    pairs = [(name, f"{name}-fg") for name in ("good", "guard", "bad", "trouble", "quiet", "code")]
+    pairs += [(back, text) for back in ("page", "card", "raised") for text in ("fg", "dim")]
+    pairs += [("code", "dim"), ("card", "quiet-fg"), ("card", "focus"), ("page", "focus")]
+    for theme, colours in palettes().items():
+        weak = {pair: contrast(*(colours[name] for name in pair)) for pair in pairs}
+        assert not {pair: ratio for pair, ratio in weak.items() if ratio < 4.5}, theme
+
+
 # What a reader does, done by a script at the end of the page; the outcome is left in an attribute.
 DRIVE = """<script>
 const out = {};
 const rows = () => [...document.querySelectorAll("#map tbody tr")].map((tr) => tr.querySelector("th").textContent);
 const type = (id, value) => { $(id).value = value; $("filters").dispatchEvent(new Event("input")); };
 try {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const texts = (nodes) => nodes.map((node) => node.textContent);
+  const heads = () => all("#map thead tr:last-child th");
   out.rows = rows();
-  out.heads = document.querySelectorAll("#map thead th").length;
-  out.marks = [...document.querySelectorAll("#map td button")].map((b) => b.textContent);
+  out.heads = heads().map((th) => texts([...th.children]).join("-"));
+  out.archs = texts(all("#map thead tr:first-child th"));
+  out.marks = texts(all("#map td button"));
   document.querySelector("#map td button.bad").click();
-  out.open = $("ledger").open; out.sheet = $("sheet").textContent;
-  out.folded = [...document.querySelectorAll("#sheet details")].map((d) => d.open);
+  out.open = $("ledger").open; out.sheet = $("sheet").textContent; out.what = $("what").textContent;
+  out.code = all(".line").map((card) => all(".relo", card).length);
+  out.folded = all("#sheet details").map((d) => d.open);
+  const ends = () => [$("where").textContent, $("before").disabled, $("after").disabled];
+  out.steps = [ends()];
+  for (const id of ["after", "before"]) { $(id).click(); out.steps.push(ends()); }
   $("close").click();
   out.closed = !$("ledger").open;
   type("object", "task_"); out.filtered = rows(); type("object", "");
-  type("kernel", "7.2"); out.columns = document.querySelectorAll("#map thead th").length; type("kernel", "");
+  type("kernel", "7.2"); out.columns = heads().length; type("kernel", "");
   type("show", "bad"); out.bad = rows(); type("show", "all");
   type("object", "nothing like it"); out.none = !$("none").hidden; type("object", "");
   const first = document.querySelector("#map td button[tabindex='0']");
   first.focus();
   first.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
   out.moved = document.activeElement !== first && document.activeElement.tagName;
-  out.stops = document.querySelectorAll("#map td button[tabindex='0']").length;
+  out.stops = all("#map td button[tabindex='0']").length;
   out.wide = document.documentElement.scrollWidth <= window.innerWidth;
+  out.topics = texts(all("#remarks summary"));
+  const topic = all("#remarks details").find((d) => d.textContent.includes("nothing guards it"));
+  if (topic) {
+    out.unopened = all("li", topic).length;
+    topic.open = true; topic.dispatchEvent(new Event("toggle"));
+    out.remarks = texts(all("li", topic));
+    topic.querySelector("li button").click(); out.shown = $("where").textContent; $("close").click();
+  }
   out.injected = document.querySelectorAll("img").length + (document.title === "owned" ? 1 : 0);
 } catch (error) { out.error = String(error); }
 document.body.setAttribute("data-out", JSON.stringify(out));
@@ -126,7 +172,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (ap
 def test_chromium_opens_clicks_filters_and_moves(tmp_path):
     out = drive(tmp_path, render("html", run_of(*cells(EVIL))))
     assert "error" not in out, out
-    assert out["rows"] == ["task_state handle_exec", "published trace"] and out["heads"] == 4
+    assert out["rows"] == ["task_state handle_exec", "published trace"]
+    assert out["heads"] == ["", "5.10-cloud", "6.1-cloud", "7.2-rt"] and out["archs"] == ["", "x86_64"]
     assert out["marks"] == ["guard", "ok", "REJECT", "lost"]
     assert out["open"] and out["closed"]
     assert (
@@ -135,7 +182,12 @@ def test_chromium_opens_clicks_filters_and_moves(tmp_path):
         and "what the verifier said" in out["sheet"]
     )
     assert "corematrix run published.bpf.o" in out["sheet"]
-    assert out["folded"] == [False]
+    assert out["folded"] == [False] and out["what"] == "published / trace" and out["code"] == [1]
+    first, other = (f"{kernel}/published@python" for kernel in KERNELS[1:])
+    assert out["steps"] == [[first, True, False], [other, False, True], [first, True, False]]
+    assert any(text.startswith("Reached poison: nothing guards it on these kernels") for text in out["topics"])
+    assert out["unopened"] == 0 and len(out["remarks"]) == 1 and out["shown"] == first
+    assert out["remarks"][0].startswith("published/trace") and "task_struct.__state byte_off" in out["remarks"][0]
     assert out["filtered"] == ["task_state handle_exec"] and out["bad"] == ["published trace"]
     assert out["columns"] == 2 and out["none"]
     assert out["moved"] == "BUTTON" and out["stops"] == 1
