@@ -225,12 +225,15 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _status(returncode: int) -> str:
-    if returncode >= 0:
-        return f"exit status {returncode}"
+    return f"exit status {returncode}" if returncode >= 0 else f"killed by {signal_name(-returncode)}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 99` for one without a name."""
     try:
-        return f"killed by {signal.Signals(-returncode).name}"
+        return signal.Signals(number).name
     except ValueError:
-        return f"killed by signal {-returncode}"
+        return f"signal {number}"
 
 
 def _last_words(output: bytes, lines: int = 5) -> str:

@@ -12,16 +12,17 @@ deadlines are checked here and in `guest/wire.py`, the meaning of the facts in `
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from harness import boot, payload
+from harness import boot, payload, proc
 from harness.boot import Guest, GuestPackages, Recipe
 from harness.errors import CorematrixError, GuestLostError, InfrastructureError
 from harness.guest.wire import WireError
@@ -45,13 +46,27 @@ class Deadlines:
     judge: float
     power_off: float
 
+    def times(self, factor: float) -> Deadlines:
+        """Each so many times as long."""
+        return Deadlines(**{name: round(value * factor, 1) for name, value in asdict(self).items()})
+
 
 # Under emulation a boot takes 2 to 8 seconds on an idle machine and several times that on a busy one; a deadline is
-# for a guest that hangs, not for one that is slow.
+# for a guest that hangs, not for one that is slow. So on a busy machine all of them are longer (`patience`).
 DEADLINES = {
     accelerator.TCG: Deadlines(boot=120.0, restore=30.0, save=60.0, judge=300.0, power_off=5.0),
     accelerator.KVM: Deadlines(boot=30.0, restore=10.0, save=30.0, judge=120.0, power_off=5.0),
 }
+
+
+_MOST_PATIENCE = 4.0
+
+
+def patience() -> float:
+    """How much longer everything takes on this machine now: processes that want a processor (getloadavg(3), the last
+    minute) for each there is; 1 on a machine that is not busy.
+    """
+    return min(max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0), _MOST_PATIENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +147,7 @@ class Session:
         self._told: dict[Guest, object] = {}
         started = time.monotonic()
         self._accelerator = self._choose_accelerator()
-        self._deadlines = DEADLINES[self._accelerator.name]
+        self._deadlines = DEADLINES[self._accelerator.name].times(patience())
         self._recipe = self._make_recipe(self._accelerator.name)
         self._guest, start = self._begin()
         self._check_btf(self._guest)
@@ -172,9 +187,9 @@ class Session:
         if guest is not None:
             self._end(guest)
 
-    def _end(self, guest: Guest, grace: float = 0.0) -> None:
+    def _end(self, guest: Guest) -> None:
         """End a guest, and hand on what its console said, once."""
-        guest.end(grace=grace)
+        guest.end()
         mine = object()
         if self._told.setdefault(guest, mine) is mine:
             self._options.on_console(guest.qemu.console.text())
@@ -359,13 +374,15 @@ class Session:
         """End the guest and say how it died: the kernel's own words where it had some, QEMU's where it could not
         start.
         """
-        self._end(guest, grace=1.0 if status == "crashed" else 0.0)
+        ended = guest.qemu.wait(1.0) if status == "crashed" else None  # by itself, before we kill it
+        self._end(guest)
         console = guest.qemu.console
         if console.blames_us():
             status = "error"
         words = console.last_words()
         said = guest.qemu.stderr()
-        details = "; ".join(part for part in (words, said and f"QEMU: {said}") if part)
+        killed = f"QEMU was killed by {proc.signal_name(-ended)}" if ended is not None and ended < 0 else None
+        details = "; ".join(part for part in (words, killed, said and f"QEMU: {said}") if part)
         text = f"{self._kernel.spec.id}: {message}" + (f": {details}" if details else "")
         return GuestLostError(text, status=status, console_tail=console.tail())
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -161,9 +162,10 @@ def _collect(
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the command line came to."""
+    """What the command line came to; `begun` on the monotonic clock."""
 
     started: datetime
+    begun: float
     matrix: config.Matrix
     expectations: Mapping[str, Expectations]
     cells: tuple[Cell, ...]
@@ -189,6 +191,7 @@ def _plan(options: argparse.Namespace) -> Job:
     part = sharding.part(matrix.only(cells, options.only), options)
     return Job(
         started=datetime.now(UTC).replace(microsecond=0),
+        begun=time.monotonic(),
         matrix=loaded,
         expectations=expectations,
         cells=part.cells,
@@ -257,7 +260,7 @@ def _run_result(
             "guest_packages": guest_packages,
         },
         started=job.started.isoformat(),
-        seconds=round((datetime.now(UTC) - job.started).total_seconds(), 1),
+        seconds=round(time.monotonic() - job.begun, 1),  # the date may be set meanwhile
         cells=cells,
         # Whether a rule is still needed only a whole run can say: `merge` says it for shards.
         notes=(

@@ -22,7 +22,8 @@ _MARKERS = (
     (
         "oops",
         re.compile(
-            r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at |invalid opcode: ).*"
+            r"(?:BUG: (?!soft lockup)|Oops[: ]|Unable to handle kernel|general protection fault|kernel BUG at |"
+            r"invalid opcode: ).*"
         ),
     ),
     ("panic", re.compile(r"Kernel panic - not syncing.*")),

@@ -3,7 +3,7 @@
 Runs in the guest only, under the guest's rules: no pathlib there.
 """
 
-# ruff: noqa: PTH115, PTH123, PTH208, ARG005
+# ruff: noqa: PTH115, PTH123, PTH208, ARG005, UP031
 
 from __future__ import annotations
 

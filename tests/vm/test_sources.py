@@ -65,9 +65,9 @@ def test_without_modules_the_guest_answers_over_a_second_uart(identity: str, tmp
 
 def test_a_guest_on_a_uart_is_saved_and_restored(tmp_path: Path) -> None:
     bare = in_files(guests.kernel(X86), tmp_path, with_modules=False)
-    first, _ = ledger(bare)
+    first, before = ledger(bare)
     again, session = ledger(bare)
-    assert session.provenance.start == "restored"
+    assert session.provenance.start == "restored", (before.provenance.notes, session.provenance.notes)
     assert first == again
 
 

@@ -1,0 +1,1 @@
+"""Hours of the same, to see what grows."""
