@@ -1,7 +1,8 @@
 """Why a kernel refused a program without a word: found out by loading smaller ones, never from a version number.
 
 bpf_prog_load() checks attributes, program type, attach type and size before the verifier writes its first line, and
-answers all of them with EINVAL or E2BIG.
+answers all of them with EINVAL or E2BIG. Others come from further down (trampolines, the JIT, memory), without a line
+either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from .insn import EXIT, INSN_SIZE, native
 from .prog_types import ATTACH_TYPES, BPF_F_SLEEPABLE, PROG_TYPES
 from .syscall import Bpf, ProgLoad
 
-_EPERM, _E2BIG, _EINVAL, _ENOSPC = 1, 7, 22, 28
+_EPERM, _ENOENT, _EINTR, _E2BIG, _EAGAIN, _ENOMEM, _EACCES, _EFAULT, _EBUSY = 1, 2, 4, 7, 11, 12, 13, 14, 16
+_EINVAL, _ENOSPC, _ENOSYS, _EOPNOTSUPP, _ENOTSUPP = 22, 28, 38, 95, 524
 _OLD_LIMIT = 4096  # BPF_MAXINSNS; privileged programs may be longer since 5.2
 _SMALL = b"".join(native(*insn) for insn in ((0xB7,), (EXIT,)))
 _BEFORE = "refused before the verifier: "
@@ -21,7 +23,11 @@ _BEFORE = "refused before the verifier: "
 def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> tuple[str, str | None]:
     """`(text, unsupported)`: the cause for people, and which part of the load this kernel does not know ("prog_type",
     "attach_type", "prog_flags") or None."""
-    if errno == _EPERM:
+    if errno == _ENOSYS:
+        return _BEFORE + "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL is off)", "prog_type"
+    if errno == _ENOMEM:
+        return _memory(bpf, load)
+    if errno in (_EPERM, _EACCES):
         return _BEFORE + "not permitted (CAP_BPF or CAP_PERFMON is missing, or a security policy forbids it)", None
     kind = PROG_TYPES[load.prog_type]
     if not _knows_type(bpf, load):
@@ -39,7 +45,36 @@ def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> 
     count = len(load.insns) // INSN_SIZE
     if errno in (_E2BIG, _EINVAL) and count > _OLD_LIMIT:
         return _BEFORE + f"{count} instructions are more than this kernel takes ({_OLD_LIMIT})", "program_size"
-    return _BEFORE + f"{os.strerror(errno)}, and the kernel does not say why", None
+    return _BEFORE + _OTHERS.get(errno, f"{os.strerror(errno)}, and the kernel does not say why"), None
+
+
+# What is left when type, attach type and size are known to this kernel; kernel/bpf/syscall.c and verifier.c, 6.1.
+_OTHERS = {
+    _E2BIG: "E2BIG: a field of union bpf_attr that this kernel does not know is set",
+    _ENOENT: "ENOENT: the kernel function, BTF or program that this one attaches to is not there",
+    _EINTR: "EINTR: a signal came while the program was verified",
+    _EAGAIN: "EAGAIN: a signal came while the program was verified, again and again",
+    _EBUSY: "EBUSY: what this program attaches to is taken by another one",
+    _EFAULT: "EFAULT: the kernel could not read what it was given (BTF or func_info of a form it does not know)",
+    _ENOSPC: "ENOSPC: the verifier's log did not fit its buffer, which kernels before 6.4 answer with a refusal",
+    _EOPNOTSUPP: "EOPNOTSUPP: this kernel or architecture knows the request and cannot do it",
+    _ENOTSUPP: "ENOTSUPP (524): the program needs the JIT (calls of kernel functions do, and CONFIG_BPF_JIT_ALWAYS_ON), "
+    "and it is off or cannot translate this program here",
+}
+
+
+def _memory(bpf: Bpf, load: ProgLoad) -> tuple[str, str | None]:
+    """ENOMEM: memory, or (where smaller programs load) bpf_trampoline_get(), a stub without CONFIG_BPF_JIT whose NULL
+    check_attach_btf_id() takes for a lack of memory (6.1)."""
+    attaching = _minimal(load)
+    attaching.expected_attach_type, attaching.attach_btf_id = load.expected_attach_type, load.attach_btf_id
+    attaching.attach_btf_obj_fd = load.attach_btf_obj_fd
+    plain = ProgLoad(PROG_TYPES.index("socket_filter"), _SMALL, b"GPL")
+    plain.kern_version = load.kern_version
+    if load.attach_btf_id and _errno(bpf, attaching)[0] == _ENOMEM and _errno(bpf, plain)[0] != _ENOMEM:
+        text = "no trampolines, by which programs of this type attach: CONFIG_BPF_JIT is off (the kernel says ENOMEM)"
+        return _BEFORE + text, "attach_type"
+    return _BEFORE + "ENOMEM: out of memory (`memory_mb` of the kernel's row gives a guest more)", None
 
 
 def _minimal(load: ProgLoad) -> ProgLoad:

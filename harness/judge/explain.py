@@ -183,6 +183,41 @@ VERIFIER = (
 )
 
 
+# Since when each map type is: shared/old_kernels.md; a map has no log at all.
+MAPS = (
+    Row(
+        stage="maps",
+        errno=_errnos("EINVAL"),
+        says="EINVAL of a map: this kernel does not know its type or a flag of it, or takes other sizes "
+        "(perf_event_array came with 4.3, per-CPU maps with 4.6, LRU 4.10, LPM 4.11, maps in maps 4.12, global data 5.2, ringbuf 5.8)",
+    ),
+    Row(
+        stage="maps",
+        errno=_errnos("EPERM", "EACCES"),
+        says="not permitted: CAP_BPF is missing, or (before 5.11) RLIMIT_MEMLOCK is too low for the map",
+    ),
+    Row(
+        stage="maps",
+        errno=_errnos("ENOMEM"),
+        says="no memory for the map: fewer max_entries, or more memory for the guest (`memory_mb` of the kernel's row)",
+    ),
+    Row(
+        stage="maps",
+        errno=_errnos("E2BIG"),
+        says="E2BIG of a map: its entries are too large or too many, or a field of union bpf_attr that this kernel "
+        "does not know is set",
+    ),
+    Row(
+        stage="maps",
+        errno=frozenset({_ENOTSUPP, *_errnos("EOPNOTSUPP")}),
+        says="this kernel knows the map's type, but not with this key, value or configuration",
+    ),
+    Row(
+        stage="maps", errno=_errnos("ENOSYS"), says="this kernel has no bpf(2) (CONFIG_BPF_SYSCALL is off)"
+    ),
+)
+
+
 # The guest found the cause by loading smaller programs (harness/guest/refusals.py): better than any guess from here.
 _PROBED, _UNKNOWN = "refused before the verifier: ", "does not say why"
 
@@ -196,12 +231,10 @@ def explain(case: Case) -> tuple[str, ...]:
         return tuple(dict.fromkeys(text for relo in broken for text in _about_poison(case, relo)))
     if case.error.startswith(_PROBED) and not case.error.endswith(_UNKNOWN):
         return ()
-    rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER}.get(case.stage, ())
-    for row in rows:
-        text = _recognise(row, case)
-        if text is not None:
-            return (text,)
-    return _OTHER_STAGES.get(case.stage, ())
+    rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER, "maps": MAPS}.get(case.stage, ())
+    texts = (_recognise(row, case) for row in rows)
+    found = next(((text,) for text in texts if text is not None), ())
+    return (*found, *_OTHER_STAGES.get(case.stage, ()))
 
 
 _OTHER_STAGES = {

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from harness.guest import insn, syscall
 from harness.guest.judge import Machine
+from harness.guest.prog_types import PROG_TYPES
+from harness.judge.explain import Case, explain
 from tests.loader.test_witnesses import SEC, TYPES
 from tests.support.clang import compile_bpf
 from tests.support.this_kernel import DenyingBpf, code_of, facts_of, machine, numbers, prog_of
 
 E2BIG, EINVAL, EPERM = 7, 22, 1
+RINGBUF = 27  # BPF_MAP_TYPE_RINGBUF
+TRACING = PROG_TYPES.index("tracing")
+# What bpf(BPF_PROG_LOAD) is known to answer (kernel/bpf/syscall.c, verifier.c, trampoline.c, core.c).
+KNOWN = frozenset(
+    {errno.EPERM, errno.ENOENT, errno.EINTR, errno.E2BIG, errno.EAGAIN, errno.ENOMEM, errno.EACCES, errno.EFAULT,
+     errno.EBUSY, errno.EINVAL, errno.ENOSPC, errno.ENOSYS, errno.EOPNOTSUPP, 524}
+)  # fmt: skip
 Deny = Callable[[int, bytes], int]
 
 
@@ -70,7 +82,7 @@ def without_type(number: int) -> Deny:
 
 
 def all_of(*denials: Deny) -> Deny:
-    return lambda command, attr: next((errno for deny in denials if (errno := deny(command, attr))), 0)
+    return lambda command, attr: next((found for deny in denials if (found := deny(command, attr))), 0)
 
 
 def kernel(*denials: Deny) -> Machine:
@@ -198,3 +210,69 @@ def test_a_refusal_for_lack_of_rights_is_never_a_bare_errno() -> None:
     prog = prog_of(facts_of(compile_bpf(TYPES + READ, cpu="v1"), everything), "f")
     assert (prog["stage"], prog["errno"]) == ("pre_verifier", EPERM)
     assert "not permitted" in prog["error"]
+
+
+def always(number: int) -> Deny:
+    """Programs are refused with one errno and no word, unless they are the smallest there is."""
+    return lambda command, attr: number if command == syscall.PROG_LOAD and len(_insns(attr)) > 2 else 0
+
+
+def no_trampolines(command: int, attr: bytes) -> int:
+    """Without CONFIG_BPF_JIT bpf_trampoline_get() is a stub that gives NULL, and check_attach_btf_id() says ENOMEM."""
+    return errno.ENOMEM if command == syscall.PROG_LOAD and _u32(attr, 0) == TRACING and _u32(attr, 108) else 0
+
+
+def test_trampolines_without_a_jit_are_no_lack_of_memory() -> None:
+    facts = judged('SEC("fentry/vfs_read") int f(void *ctx) { return 0; }\n' + READ.replace("int f", "int g"), no_trampolines)
+    prog = prog_of(facts, "f")
+    assert (prog["stage"], prog["errno"], prog["unsupported"]) == ("pre_verifier", errno.ENOMEM, "attach_type")
+    assert "CONFIG_BPF_JIT is off" in prog["error"]
+    assert prog_of(facts, "g")["loaded"]
+
+
+def test_a_lack_of_memory_is_called_one() -> None:
+    prog = prog_of(judged(READ, always(errno.ENOMEM)), "f")
+    assert "out of memory" in prog["error"] and "memory_mb" in prog["error"]
+
+
+@pytest.mark.parametrize("number", sorted({*errno.errorcode, 524}))
+def test_no_errno_stands_alone(number: int) -> None:
+    """Whatever a kernel answers to a program of a type it knows, words stand beside it: the guest's, else the judge's."""
+    facts = judged(READ, always(number))
+    prog = prog_of(facts, "f")
+    assert (prog["loaded"], prog["stage"], prog["errno"]) == (False, "pre_verifier", number)
+    said = " ".join([prog["error"], *explain(Case.of(facts, prog, ()))])
+    if number in KNOWN:
+        assert "does not say why" not in said or "empty log" in said, said
+    assert prog["error"].startswith("refused before the verifier: ")
+
+
+def test_a_kernel_without_bpf() -> None:
+    blind = kernel()
+    assert isinstance(blind.bpf, DenyingBpf)
+    blind.bpf._deny = lambda _command, _attr: errno.ENOSYS
+    facts = facts_of(compile_bpf(TYPES + READ, cpu="v1"), blind)
+    prog = prog_of(facts, "f")
+    assert not prog["loaded"]
+    assert "CONFIG_BPF_SYSCALL" in prog["error"]
+
+
+MAP = f"""
+struct {{ int (*type)[{RINGBUF}]; int (*max_entries)[4096]; }} events SEC(".maps");
+static void *(*reserve)(void *, u64, u64) = (void *)131;
+static void (*discard)(void *, u64) = (void *)133;
+{SEC}int f(void *ctx) {{ void *p = reserve(&events, 8, 0); if (p) discard(p, 0); return 0; }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EINVAL, "does not know its type"), (errno.EPERM, "RLIMIT_MEMLOCK"), (errno.ENOMEM, "memory_mb"),
+     (errno.E2BIG, "too large or too many"), (524, "knows the map's type"), (errno.ENOSYS, "CONFIG_BPF_SYSCALL")],
+)  # fmt: skip
+def test_a_map_that_is_refused_is_explained(number: int, words: str) -> None:
+    """A map has no log at all."""
+    facts = judged(MAP, lambda command, attr: number if command == syscall.MAP_CREATE and attr[0] == RINGBUF else 0)
+    prog = prog_of(facts, "f")
+    assert (prog["stage"], prog["errno"]) == ("maps", number)
+    assert words in " ".join(explain(Case.of(facts, prog, ())))
