@@ -26,7 +26,7 @@ from harness.executor.plan import host_limits
 from harness.judge import comparison
 from harness.model.bpf_object import ObjectFile
 from harness.model.cell import Cell
-from harness.model.expectation import NONE, Expectations
+from harness.model.expectation import NONE, Expectations, Rule
 from harness.model.machines import with_this_machine
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
     add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
+    add("--no-adaptations", action="store_true", help="what libbpf would not do to load a program is not met")
     add("--attach", action="store_true", help="attach each loaded program where its section says, detach it, report")
     add("--yes-on-this-machine", action="store_true", help="agree to --attach on backends local and ssh")
     add("--quiet", action="store_true", help="no progress, only the report")
@@ -186,6 +187,8 @@ def _plan(options: argparse.Namespace) -> Job:
     matrix.group_by_name(found)
     objects.check_objects(found, {kernel.arch.byteorder for kernel in kernels})
     expectations = objects.find_expectations(found, config.load_yaml)
+    if options.no_adaptations:
+        expectations = _without_adaptations(found, expectations)
     axes = _with_settings(found, expectations, _settings(options.set))
     cells = matrix.expand(kernels, found, axes, loaders=LOADERS[options.loader], exclude=loaded.exclude)
     part = sharding.part(matrix.only(cells, options.only), options)
@@ -198,6 +201,15 @@ def _plan(options: argparse.Namespace) -> Job:
         rerun=_rerun(options),
         shard=part.record or None,
     )
+
+
+def _without_adaptations(
+    found: Sequence[ObjectFile], expectations: Mapping[str, Expectations]
+) -> dict[str, Expectations]:
+    """A first rule for every object, which one of its own may take back (`adaptations: allowed`)."""
+    rule = Rule(where="--no-adaptations", adaptations="refused")
+    known = {file.name: expectations.get(file.name, NONE) for file in found}
+    return {name: replace(own, rules=(rule, *own.rules)) for name, own in {**expectations, **known}.items()}
 
 
 def _settings(assignments: Sequence[str]) -> dict[str, str]:
@@ -238,6 +250,7 @@ def _rerun(options: argparse.Namespace) -> Callable[[Cell], str]:
         words = ["corematrix", "run", str(path)]
         words += ["--matrix", str(options.matrix)] if options.matrix else []
         words += [word for assignment in options.set for word in ("--set", assignment)]
+        words += ["--no-adaptations"] if options.no_adaptations else []
         loader = "both" if options.loader == "both" else cell.loader
         words += ["--loader", loader] if loader != "python" else []
         return shlex.join([*words, "--only", str(cell.id)])

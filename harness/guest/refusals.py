@@ -58,8 +58,8 @@ _OTHERS = {
     _EFAULT: "EFAULT: the kernel could not read what it was given (BTF or func_info of a form it does not know)",
     _ENOSPC: "ENOSPC: the verifier's log did not fit its buffer, which kernels before 6.4 answer with a refusal",
     _EOPNOTSUPP: "EOPNOTSUPP: this kernel or architecture knows the request and cannot do it",
-    _ENOTSUPP: "ENOTSUPP (524): the program needs the JIT (calls of kernel functions do, and CONFIG_BPF_JIT_ALWAYS_ON), "
-    "and it is off or cannot translate this program here",
+    _ENOTSUPP: "ENOTSUPP (524): the program needs the JIT (kernel functions do, and CONFIG_BPF_JIT_ALWAYS_ON), and it "
+    "is off or cannot translate this program here",
 }
 
 

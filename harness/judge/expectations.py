@@ -52,7 +52,7 @@ def apply(prog: ProgResult, rules: Sequence[Rule]) -> ProgResult:
     if expected.verdict == "not_applicable" or prog.verdict in UNJUDGED:
         verdict = Verdict.NOT_APPLICABLE if expected.verdict == "not_applicable" else prog.verdict
         return replace(prog, expected=expected, verdict=verdict, met=verdict is not Verdict.NOT_JUDGED)
-    refused = _broken_verdict(prog, expected)
+    refused = _broken_verdict(prog, expected) or _adapted(prog, rules)
     broken = (*refused, *_broken_relocations(prog, entries, reached_only=bool(refused)))
     return replace(prog, expected=expected, met=not broken, unmet=broken)
 
@@ -83,6 +83,15 @@ def _broken_verdict(prog: ProgResult, expected: Expected) -> tuple[str, ...]:
     if expected.stage and expected.stage != prog.stage:
         return (f"expected to be rejected at {expected.stage}, was rejected at {prog.stage}{rule}",)
     return ()
+
+
+def _adapted(prog: ProgResult, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Loaded, and only with what libbpf would not have done, where the last rule about that refuses it."""
+    found = [rule for rule in rules if rule.adaptations and matches(rule.program, prog.name)]
+    refused = bool(found) and found[-1].adaptations == "refused"
+    if not refused or not prog.own_adaptations or prog.verdict is not Verdict.LOADED:
+        return ()
+    return (f"loads only with {', '.join(prog.own_adaptations)}, which libbpf does not do ({found[-1].where})",)
 
 
 def _covers(entry: RelocationRule, relo: Relocation) -> bool:

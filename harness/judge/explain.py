@@ -189,7 +189,8 @@ MAPS = (
         stage="maps",
         errno=_errnos("EINVAL"),
         says="EINVAL of a map: this kernel does not know its type or a flag of it, or takes other sizes "
-        "(perf_event_array came with 4.3, per-CPU maps with 4.6, LRU 4.10, LPM 4.11, maps in maps 4.12, global data 5.2, ringbuf 5.8)",
+        "(perf_event_array came with 4.3, per-CPU maps with 4.6, LRU 4.10, LPM 4.11, maps in maps 4.12, "
+        "global data 5.2, ringbuf 5.8)",
     ),
     Row(
         stage="maps",

@@ -73,7 +73,9 @@ class RelocationRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One item of `rules:`; `where` is its place in the file, for messages."""
+    """One item of `rules:`; `where` is its place in the file, for messages. `adaptations` (None: says nothing) refuses
+    or allows that a program is loaded only with what libbpf would not have done.
+    """
 
     where: str
     kernels: tuple[str, ...] = ("*",)
@@ -86,6 +88,7 @@ class Rule:
     relocations: tuple[RelocationRule, ...] = ()
     reason: str | None = None
     expires: datetime.date | None = None
+    adaptations: str | None = None
 
     def covers_cell(self, cell: CellId, arch: str) -> bool:
         """Does the rule speak of this cell (whatever the program)?"""
@@ -139,7 +142,8 @@ def expectations_from(data: Mapping[str, Any] | None, where: str) -> Expectation
 
 
 _SELECTORS = {"kernels", "program", "arches", "loader", "settings"}
-_RULE_KEYS = _SELECTORS | {"verdict", "stage", "relocations", "reason", "expires"}
+_RULE_KEYS = _SELECTORS | {"verdict", "stage", "relocations", "reason", "expires", "adaptations"}
+ADAPTATIONS = ("allowed", "refused")
 
 
 def _rule(data: Any, where: str) -> Rule:
@@ -151,8 +155,8 @@ def _rule(data: Any, where: str) -> Rule:
         _fail(f"{where}.stage", "goes with `verdict: rejected` only")
     if verdict not in {None, "loaded"} and not reason:
         _fail(f"{where}.reason", f"`verdict: {verdict}` needs a reason, for those who read the report")
-    if verdict is None and not rule.get("relocations"):
-        _fail(where, "expects nothing: give `verdict`, `relocations`, or both")
+    if verdict is None and not rule.get("relocations") and not rule.get("adaptations"):
+        _fail(where, "expects nothing: give `verdict`, `relocations` or `adaptations`")
     entries = _list(rule, "relocations", where)
     return Rule(
         where=where,
@@ -166,6 +170,7 @@ def _rule(data: Any, where: str) -> Rule:
         relocations=tuple(_relocation(item, f"{where}.relocations[{n}]") for n, item in enumerate(entries)),
         reason=reason,
         expires=_date(rule.get("expires"), f"{where}.expires"),
+        adaptations=_word(rule, "adaptations", where, ADAPTATIONS),
     )
 
 

@@ -187,6 +187,11 @@ class ProgResult:
     core_relos: tuple[Relocation, ...] = ()
 
     @property
+    def own_adaptations(self) -> tuple[str, ...]:
+        """Names of what was done for this kernel that libbpf would not have done: it would not have loaded this."""
+        return tuple(dict.fromkeys(str(item.get("name")) for item in self.adaptations if item.get("libbpf") is False))
+
+    @property
     def is_clean(self) -> bool:
         """Loaded as expected and nothing to say about it."""
         return self.met and self.verdict is Verdict.LOADED and not self.notes

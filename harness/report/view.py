@@ -178,6 +178,8 @@ class Mark:
 MARKS = {
     "ok": Mark(word="ok", mood="good"),
     "guard": Mark(word="guard", mood="good"),
+    "ok*": Mark(word="ok*", mood="good"),
+    "guard*": Mark(word="guard*", mood="good"),
     "reject": Mark(word="reject", mood="quiet"),
     "crash": Mark(word="crash", mood="quiet"),
     "REJECT": Mark(word="REJECT", mood="bad"),
@@ -195,6 +197,8 @@ MARKS = {
 LEGEND = {
     "ok": "loaded",
     "guard": "loaded, poisoned code eliminated",
+    "ok*": "loaded, by an adaptation that libbpf does not make",
+    "guard*": "the same, poisoned code eliminated",
     "reject": "rejected, as expected",
     "crash": "crashed the kernel, as expected",
     "REJECT": "rejected",
@@ -213,6 +217,8 @@ SHORT = {"reject": "rej", "REJECT": "REJ", "timeout": "late", "FAILED": "FAIL"}
 LETTERS = {
     "ok": "·",
     "guard": "g",
+    "ok*": "*",
+    "guard*": "+",
     "reject": "r",
     "crash": "c",
     "REJECT": "R",
@@ -259,9 +265,10 @@ def mark(cell: CellResult | None, prog: ProgResult | None) -> Mark:
     if not prog.met:
         wrong_relocation = prog.expected.verdict in {"any", prog.verdict}
         return MARKS["UNMET" if wrong_relocation else _UNEXPECTED[prog.verdict]]
+    star = "*" if prog.own_adaptations and prog.verdict is Verdict.LOADED else ""
     if prog.verdict is Verdict.LOADED and any(is_eliminated_poison(relo) for relo in prog.core_relos):
-        return MARKS["guard"]
-    return MARKS[_PLAIN[prog.verdict]]
+        return MARKS[f"guard{star}"]
+    return MARKS[f"{_PLAIN[prog.verdict]}{star}"]
 
 
 def is_eliminated_poison(relo: Relocation) -> bool:

@@ -13,6 +13,7 @@ from harness.judge import lost
 from harness.model.result import field_of, run_from_json, to_json
 from harness.model.verdict import CellStatus, Outcome, Stage, Verdict
 from harness.report import json_format
+from harness.report.view import mark
 from tests.support.facts import (
     begun,
     evidence,
@@ -119,6 +120,33 @@ def test_adaptations_that_libbpf_would_not_make_are_noted():
     assert only_prog(judged(facts([prog(adaptations=made)]))).notes == (
         "loaded with an adaptation libbpf would not make: min_btf: 4.9",
     )
+
+
+FOLDED = [{"name": "constants_folded", "libbpf": False, "detail": "-"}]
+
+
+@pytest.mark.parametrize(
+    ("rules", "status"),
+    [
+        (None, CellStatus.PASSED),
+        ([{"adaptations": "refused"}], CellStatus.FAILED),
+        ([{"adaptations": "refused", "program": "other*"}], CellStatus.PASSED),
+        ([{"adaptations": "refused"}, {"adaptations": "allowed", "kernels": "debian-6.1-*"}], CellStatus.PASSED),
+    ],
+)
+def test_adaptations_close_the_gate_where_a_rule_says_so(rules, status):
+    answer = facts([prog(adaptations=FOLDED)])
+    cell = judged(answer, {"rules": rules} if rules else None)
+    assert cell.status is status
+    if status is CellStatus.FAILED:
+        said = "loads only with constants_folded, which libbpf does not do (x.yaml: rules[0])"
+        assert only_prog(cell).unmet == (said,)
+    assert judged(facts([prog()]), {"rules": [{"adaptations": "refused"}]}).status is CellStatus.PASSED
+
+
+def test_the_table_marks_what_libbpf_would_not_load():
+    starred, plain = judged(facts([prog(adaptations=FOLDED)])), judged(facts([prog()]))
+    assert (mark(starred, only_prog(starred)).word, mark(plain, only_prog(plain)).word) == ("ok*", "ok")
 
 
 def test_the_excerpt_is_what_the_verifier_said_last():
