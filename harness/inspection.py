@@ -333,7 +333,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, btf_required: bool = True)
         help="check that a .rodata variable exists (values do not change relocation)",
     )  # fmt: skip
     add("--rules", metavar="VERSION", help="follow the rules of this libbpf release (default: the newest)")
-    add("--format", choices=("text", "jsonl"), default="text")
+    add("--format", choices=("text", "jsonl"), default="text", help="a table for people, or an object a line")
 
 
 def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:

@@ -36,7 +36,8 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cost-percent", type=float, default=usual.percent, metavar="P", help="growth of a verifier figure that is a "
         "regression, if it is also more than its --cost-absolute (default: %(default)g)")  # fmt: skip
-    add("--cost-absolute", action="append", default=[], metavar="FIGURE=N", help=f"(repeatable; default: {absolute})")
+    add("--cost-absolute", action="append", default=[], metavar="FIGURE=N",
+        help=f"growth of a figure below which there is no regression (repeatable; default: {absolute})")  # fmt: skip
     add("--cost-limit", type=float, default=usual.of_limit * 100, metavar="P", help="percent of the verifier's "
         "instruction limit past which a program must not come (default: %(default)g)")  # fmt: skip
 

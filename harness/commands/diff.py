@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "their JSON, or their directories")  # fmt: skip
     add("--kernels", nargs=2, metavar=("A", "B"), help="compare two kernels of one run, by id")
     add("--history", action="store_true", help="compare all kernels of one run, neighbour by neighbour")
-    add("--format", choices=diff_format.FORMATS, default="terminal")
+    add("--format", choices=diff_format.FORMATS, default="terminal", help="text: the same without colour")
     baseline.add_cost_arguments(parser)
 
 
