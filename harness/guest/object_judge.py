@@ -328,6 +328,7 @@ class ObjectJudge:
         linked, info = self._without_calls(linked, facts)
         attach = self._struct_ops_attach(prog, definition)
         load = self._preparer.prepare(prog, definition, linked, info, attach, facts["adaptations"])
+        load.fd_array = self._externs.fd_array if self._externs else []
         if attach is not None:
             load.expected_attach_type = self._struct_ops.member_index(prog) if self._struct_ops else 0
         facts["insns"] = binascii.b2a_base64(load.insns, newline=False).decode()
