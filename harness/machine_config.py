@@ -15,7 +15,7 @@ from harness.yaml_node import Node
 
 _KEYS = ("id", "arch", "variant", "backend", "ssh", "tags")
 _SSH_KEYS = ("host", "user", "port", "key", "known_hosts", "jump", "sudo", "python")
-_PLACE = re.compile(r"[A-Za-z0-9._:@\[\],-]+")
+_PLACE = re.compile(r"(?:[A-Za-z0-9._-]+@)?vsock/[0-9]+|[A-Za-z0-9._:@\[\],-]+")
 MACHINES = ("local", "ssh")
 
 

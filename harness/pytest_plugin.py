@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _matches(globs: tuple[str, ...], spec: KernelSpec) -> bool:
-    from harness.model.expectation import matches
+    from harness.model.reading import matches
 
     return matches(globs, spec.id)
 

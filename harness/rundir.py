@@ -2,6 +2,7 @@
 
     cells/<identity>.json             the cell as in `run --json`, written the moment it is known
     logs/<identity>/<program>.log     the verdict load's verifier log
+    functional/<identity>/<test>.log  what a functional test said
     consoles/<kernel>-N.log           what each guest's console said, if anything: guests boot `quiet`
     plan.json                         at the beginning: what each result depends on (commands/resume.py)
     guest_packages.json               before the first guest: what guests are made of, by architecture
@@ -75,6 +76,12 @@ class RunDirectory:
             progs.append(prog)
         return replace(result, progs=tuple(progs))
 
+    def keep_output(self, identity: str, name: str, output: bytes) -> str:
+        """Write what a functional test of a cell said; where it lies, below this directory. InfrastructureError."""
+        where = Path("functional") / file_name(identity) / f"{file_name(quote(name, safe=''))}.log"
+        write_whole(self.path / where, output.decode("utf-8", "backslashreplace"))
+        return str(where)
+
     def keep_console(self, kernel_id: str, text: str) -> None:
         """Write what a guest's console said, under the next number of its kernel; nothing for one that was silent."""
         if text.strip():
@@ -87,7 +94,7 @@ class RunDirectory:
         """Copy what a shard's directory holds beside its reports. A kernel may have guests in several shards: their
         consoles get numbers of their own here. InfrastructureError.
         """
-        for kind in ("cells", "logs", "consoles", "internal-errors"):
+        for kind in ("cells", "logs", "functional", "consoles", "internal-errors"):
             for file in sorted(path for path in (shard / kind).rglob("*") if path.is_file()):
                 name, text = file.relative_to(shard), file.read_text(encoding="utf-8")
                 if name.parent == Path("consoles"):

@@ -2,12 +2,15 @@
 
 A host key nobody vouched for is an error, never added. Keys come from the agent, the row, or ssh's default files;
 passwords are not asked for. What a row does not say is looked up in ~/.ssh/config (HostName, User, Port, IdentityFile,
-ProxyJump).
+ProxyJump). A host `vsock/CID` is a guest of this machine, reached without a network.
 """
 
 from __future__ import annotations
 
+import errno
 import getpass
+import re
+import socket
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +24,7 @@ from harness.model.machines import SshTarget, parse_target
 _CONNECT_SECONDS = 30.0
 _DEFAULT_PORT = 22
 _STDERR_KEPT = 1 << 16
+_VSOCK = re.compile(r"vsock/(\d+)")
 
 
 class SshError(InfrastructureError):
@@ -127,12 +131,31 @@ def _connect(hop: SshTarget, through: paramiko.SSHClient | None) -> paramiko.SSH
         client.connect(
             hop.host, port, hop.user or getpass.getuser(), key_filename=str(hop.key) if hop.key else None,
             timeout=_CONNECT_SECONDS, banner_timeout=_CONNECT_SECONDS, auth_timeout=_CONNECT_SECONDS,
-            sock=_tunnel(through, hop.host, port),
+            sock=_vsock(hop.host, port) or _tunnel(through, hop.host, port),
         )  # fmt: skip
     except (paramiko.SSHException, OSError, EOFError) as error:
         client.close()
         raise _explained(hop, error) from error
     return client
+
+
+def _vsock(host: str, port: int) -> socket.socket | None:
+    """A connection to a guest by its context id, where the host is `vsock/CID` (systemd's spelling); None for others.
+    Raises OSError.
+    """
+    match = _VSOCK.fullmatch(host)
+    if match is None:
+        return None
+    if not hasattr(socket, "AF_VSOCK"):
+        raise OSError(errno.EAFNOSUPPORT, "this system has no vsock")
+    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(_CONNECT_SECONDS)
+        connection.connect((int(match[1]), port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _tunnel(through: paramiko.SSHClient | None, host: str, port: int) -> paramiko.Channel | None:
@@ -157,6 +180,9 @@ def _explained(hop: SshTarget, error: BaseException) -> SshError:
     if "not found in known_hosts" in str(error):
         message = f"{hop}: its host key is not known; it is never added by itself"
         return SshError(message, remedy=f"ssh-keyscan {port}{hop.host}, compare its fingerprint, add it to {known}")
+    if _VSOCK.fullmatch(hop.host):
+        remedy = "is there /dev/vhost-vsock, and a guest of that CID?"
+        return SshError(f"{hop}: cannot be reached: {error}", remedy=remedy)
     return SshError(f"{hop}: cannot be reached: {error or type(error).__name__}", remedy=f"try `ssh {port}{hop.host}`")
 
 

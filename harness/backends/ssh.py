@@ -27,7 +27,7 @@ command -v {python} >/dev/null || {{ echo no-python; exit 0; }}
 umask 077 && mktemp -d "${{TMPDIR:-/tmp}}/corematrix.XXXXXXXX"
 """
 _SERVE = """\
-trap 'rm -rf -- {directory}' EXIT
+trap 'rm -rf -- {directory} 2>/dev/null || {sudo}rm -rf -- {directory}' EXIT
 trap 'exit 129' HUP INT TERM
 {command}
 """
@@ -47,7 +47,9 @@ class SshCommand:
             if kernel.btf is not None and kernel.btf_external:
                 btf = payload.Bundle(data=kernel.btf.read_bytes(), sha256=kernel.btf_sha256 or "btf")
                 words += ["--btf", self._ship("btf", btf)]
-            script = _SERVE.format(directory=shlex.quote(self._directory), command=self._sudo + shlex.join(words))
+            script = _SERVE.format(
+                sudo=self._sudo, directory=shlex.quote(self._directory), command=self._sudo + shlex.join(words)
+            )
             self._running = self._connection.start(f"exec sh -c {shlex.quote(script)}")
         except BaseException:
             self._remove()
@@ -94,8 +96,9 @@ class SshCommand:
 
     def _remove(self) -> None:
         if self._directory:
-            with suppress(SshError):
-                self._connection.run(f"rm -rf -- {shlex.quote(self._directory)}")
+            remove = f"rm -rf -- {shlex.quote(self._directory)}"
+            with suppress(SshError):  # what a command run as root has left is root's to remove
+                self._connection.run(f"{remove} 2>/dev/null || {self._sudo}{remove}")
 
 
 def open_session(kernel: Kernel, options: SessionOptions) -> ServedSession:

@@ -19,6 +19,7 @@ from typing import Any
 
 from harness import __version__
 from harness.errors import UsageError
+from harness.executor import functional
 from harness.model.cell import Cell
 from harness.model.expectation import NONE, Expectations
 from harness.model.lock import Lock
@@ -64,6 +65,7 @@ def keep(
     cells: Sequence[Cell],
     expectations: Mapping[str, Expectations],
     lock: Lock | None,
+    tests: functional.Tests | None = None,
     *,
     compared: bool = False,
 ) -> dict[str, CellResult]:
@@ -72,7 +74,13 @@ def keep(
     `compared`: none of our loader that was not held against libbpf's. Without an earlier run: nothing.
     InfrastructureError when the plan cannot be written.
     """
-    digests = {str(cell.id): _digest(cell, expectations.get(cell.object.name, NONE), lock) for cell in cells}
+    digests = {
+        str(cell.id): _digest(
+            cell, expectations.get(cell.object.name, NONE), lock,
+            [item.digest for item in (tests or {}).get((cell.object.name, cell.kernel.arch.name), ())],
+        )
+        for cell in cells
+    }  # fmt: skip
     earlier = _plan(directory.path / PLAN)
     kept = {}
     for cell in cells:
@@ -99,11 +107,11 @@ def note(kept: Mapping[str, CellResult]) -> tuple[str, ...]:
     return (f"resumed: {len(kept)} results are those of the run that was interrupted",) if kept else ()
 
 
-def _digest(cell: Cell, expectations: Expectations, lock: Lock | None) -> str:
+def _digest(cell: Cell, expectations: Expectations, lock: Lock | None, tests: Sequence[str] = ()) -> str:
     """Of all that a result depends on and that may have changed since: dataclasses print every field they have."""
     kernel = replace(cell.kernel, tags=frozenset())  # a set prints in another order each time
     pins = (lock.kernels.get(cell.kernel.id), lock.guest) if lock is not None else None
-    parts = (__version__, str(cell.id), kernel, cell.object.sha256, expectations, pins, cell.not_applicable)
+    parts = (__version__, str(cell.id), kernel, cell.object.sha256, expectations, pins, cell.not_applicable, tests)
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
 
 

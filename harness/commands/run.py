@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from harness import __version__, config, judge, matrix, objects, report
 from harness.commands import attaching, baseline, covering, executors, looking, resume, sharding
 from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
-from harness.executor import Plan
+from harness.executor import Plan, functional
 from harness.executor.costs import Costs
 from harness.executor.judging import Judging
 from harness.executor.plan import host_limits
@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--no-adaptations", action="store_true", help="what libbpf would not do to load a program is not met")
     add("--attach", action="store_true", help="attach each loaded program where its section says, detach it, report")
-    add("--yes-on-this-machine", action="store_true", help="agree to --attach on backends local and ssh")
+    add("--yes-on-this-machine", action="store_true", help="agree to --attach and to functional tests "
+        "on backends local and ssh")  # fmt: skip
     add("--quiet", action="store_true", help="no progress, only the report")
     baseline.add_arguments(parser)
     sharding.add_arguments(parser)
@@ -76,13 +77,16 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     job, covered = _covered(_plan(options), options, stderr)
     earlier = baseline.Baseline(options)
     directory = resume.open_directory(options, job.started)
-    kept = resume.keep(directory, job.cells, job.expectations, job.matrix.lock, compared=options.loader == "both")
+    kept = resume.keep(
+        directory, job.cells, job.expectations, job.matrix.lock, job.functional, compared=options.loader == "both"
+    )
     listener = progress_for(stderr, len(job.cells) - len(kept), quiet=options.quiet)
     with Store.default() as store:
         judging = Judging(
             store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
-            attach=options.attach, both=options.loader == "both",
+            attach=options.attach, both=options.loader == "both", functional=job.functional,
+            on_machines=options.yes_on_this_machine,
         )  # fmt: skip
         for arch, packages in resume.guest_packages(directory, kept).items():
             judging.note_packages(arch, packages)
@@ -171,6 +175,7 @@ class Job:
     expectations: Mapping[str, Expectations]
     cells: tuple[Cell, ...]
     rerun: Callable[[Cell], str]
+    functional: functional.Tests
     shard: dict[str, Any] | None = None
 
 
@@ -199,6 +204,7 @@ def _plan(options: argparse.Namespace) -> Job:
         expectations=expectations,
         cells=part.cells,
         rerun=_rerun(options),
+        functional=functional.prepare(part.cells, expectations),
         shard=part.record or None,
     )
 

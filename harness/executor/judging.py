@@ -18,10 +18,13 @@ from typing import Any
 from harness import backends, judge, kernels
 from harness.apt.guest import fetch_guest
 from harness.apt.repository import AptOptions
+from harness.backends import execution, spare_modules
+from harness.backends.execution import Command, Exit, OnOutput
 from harness.boot import GuestPackages
 from harness.errors import CacheError, CorematrixError, InfrastructureError, Interrupted
+from harness.executor import functional
 from harness.executor.attempts import Answer
-from harness.executor.local import STOPPED, GuestSession, Services
+from harness.executor.local import STOPPED, Guest, GuestSession, Services
 from harness.executor.pairs import Pairs
 from harness.guest import btf as guest_btf
 from harness.model.bpf_object import ObjectFile
@@ -49,7 +52,8 @@ _NO_PACKAGES = GuestPackages(paths=(), provenance=())
 class Judging:
     """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
     command that runs a cell again, `attach` also attaches what was loaded, `both` holds our loader's cells against
-    libbpf's. Its services are used by many threads.
+    libbpf's. `functional` are the tests to run, on a machine that is somebody's only if `on_machines`. Its services
+    are used by many threads.
     """
 
     store: Store
@@ -63,6 +67,8 @@ class Judging:
     cold: bool = False
     attach: bool = False
     both: bool = False
+    functional: functional.Tests = field(default_factory=dict)
+    on_machines: bool = False
     apt: AptOptions = field(default_factory=AptOptions)
     _packages: dict[str, GuestPackages] = field(default_factory=dict, repr=False)
     _noted: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
@@ -73,8 +79,9 @@ class Judging:
     def services(self) -> Services:
         """What `LocalExecutor` runs on."""
         services = Services(
-            provide=self._provide, open_session=self._open, conclude=self._conclude, give_up=self._give_up
-        )
+            provide=self._provide, open_session=self._open, conclude=self._conclude, give_up=self._give_up,
+            test=self._test,
+        )  # fmt: skip
         return replace(services, first=self._pairs.first, note=self._pairs.keep) if self.both else services
 
     def not_applicable(self, cell: Cell) -> CellResult:
@@ -139,7 +146,11 @@ class Judging:
             on_console=lambda text: self._keep_console(kernel, text),
         )
         rules = self._pairs.rules if self.both else lambda _cell: None
-        return _OpenSession(backends.open_session(kernel, options), attach=self.attach, rules=rules)
+        session = backends.open_session(kernel, options)
+        equip = None
+        if self.attach:
+            equip = lambda data: spare_modules.hand_over(session, data, self.store, on_event)  # noqa: E731
+        return _OpenSession(session, equip=equip, rules=rules)
 
     def _keep_console(self, kernel: Kernel, text: str) -> None:
         with suppress(InfrastructureError):  # a full disk: the verdicts matter more, and writing run.json says so
@@ -151,6 +162,18 @@ class Judging:
             return result
         self._pairs.keep(cell, answer)
         return self._pairs.compared(cell, result, answer)
+
+    def _test(
+        self, cell: Cell, result: CellResult, guest: Guest, on_progress: Callable[[dict[str, Any]], None]
+    ) -> CellResult:
+        if self.both and cell.loader == "libbpf":  # a test loads by itself: once is enough
+            return result
+        unasked = cell.kernel.backend in backends.MACHINES and not self.on_machines
+        refuse = "it would run on a machine that is somebody's: --yes-on-this-machine" if unasked else None
+        return functional.run_tests(
+            self.functional, cell, result, session=lambda: _open_session(guest), end=guest.end,
+            directory=self.directory, refuse=refuse, on_progress=on_progress,
+        )  # fmt: skip
 
     def _judged(self, cell: Cell, kernel: Kernel, session: GuestSession | None, answer: Answer) -> CellResult:
         begun = self._begun(cell, kernel, session if isinstance(session, _OpenSession) else None)
@@ -241,6 +264,12 @@ class Judging:
         )
 
 
+def _open_session(guest: Guest) -> _OpenSession:
+    session = guest.opened()
+    assert isinstance(session, _OpenSession)
+    return session
+
+
 def note_cached(store: Store, kernel: Kernel) -> None:
     """Remember that this cache has a kernel: a hint, for who hands out work."""
     known = {"vmlinuz": kernel.vmlinuz_sha256}
@@ -269,9 +298,16 @@ def bytes_of(candidate: ObjectFile) -> bytes:
 class _OpenSession:
     """A `Backend` as the pool knows it. The object's bytes are read when they are sent and kept by nobody."""
 
-    def __init__(self, session: backends.Backend, *, attach: bool, rules: Callable[[Cell], str | None]) -> None:
+    def __init__(
+        self,
+        session: backends.Backend,
+        *,
+        equip: Callable[[bytes], None] | None,
+        rules: Callable[[Cell], str | None],
+    ) -> None:
+        """`equip`: what to do before an object is judged and attached; None: not attached."""
         self._session = session
-        self._attach = attach
+        self._equip = equip
         self._rules = rules
         self._boot_seconds = session.provenance.seconds
         self._load_seconds = 0.0
@@ -287,12 +323,19 @@ class _OpenSession:
         started = time.monotonic()
         request = JudgeRequest(
             name=cell.object.name, loader=cell.loader, settings=dict(cell.settings), progs=progs, skip_progs=skip_progs,
-            attach=self._attach, rules=self._rules(cell),
+            attach=self._equip is not None, rules=self._rules(cell),
         )  # fmt: skip
+        data = bytes_of(cell.object)
         try:
-            return self._session.judge(request, bytes_of(cell.object), on_progress)
+            if self._equip is not None:
+                self._equip(data)
+            return self._session.judge(request, data, on_progress)
         finally:
             self._load_seconds = time.monotonic() - started
+
+    def execute(self, command: Command, *, seconds: float, on_output: OnOutput) -> Exit:
+        """A command in it."""
+        return execution.run(self._session, command, seconds=seconds, on_output=on_output)
 
     def close(self) -> None:
         self._session.close()

@@ -54,7 +54,8 @@ class Services:
     `provide` may raise CorematrixError, `open_session` GuestLostError (the guest did not come up) or CorematrixError;
     `conclude` turns an answer into a result and `give_up` an error into one (its first argument a cell, its second a
     kernel or None). `first` names another cell whose answer has to be known before this one is asked for, and `note`
-    gets that answer: where loaders are compared.
+    gets that answer: where loaders are compared. `test` runs the functional tests of a cell that has a result, in a
+    guest it asks for.
     """
 
     provide: Callable[[KernelSpec, Callable[[str], None]], Kernel]
@@ -63,6 +64,9 @@ class Services:
     give_up: Callable[[Cell, Kernel | None, BaseException], CellResult]
     first: Callable[[Cell], Cell | None] = lambda _cell: None
     note: Callable[[Cell, Answer], None] = lambda _cell, _answer: None
+    test: Callable[[Cell, CellResult, Guest, Callable[[dict[str, Any]], None]], CellResult] = (
+        lambda _cell, result, _guest, _on_progress: result
+    )
 
 
 class LocalExecutor:
@@ -228,7 +232,8 @@ class Guest:
         if other is not None:
             self._services.note(other, ask_until_answered(self.asker(other), retries=retries, on_progress=on_progress))
         answer = ask_until_answered(self.asker(cell), retries=retries, on_progress=on_progress)
-        return self._services.conclude(cell, self.kernel, self.latest, answer)
+        result = self._services.conclude(cell, self.kernel, self.latest, answer)
+        return self._services.test(cell, result, self, on_progress)
 
     def asker(self, cell: Cell) -> Callable[..., dict[str, Any]]:
         """`attempts.Ask` for one cell."""
@@ -239,7 +244,7 @@ class Guest:
             skip_progs: tuple[str, ...],
             on_progress: Callable[[dict[str, Any]], None],
         ) -> dict[str, Any]:
-            session = self._opened()
+            session = self.opened()
             try:
                 return session.ask(cell, progs=progs, skip_progs=skip_progs, on_progress=on_progress)
             except GuestLostError as lost:
@@ -263,7 +268,8 @@ class Guest:
     def _say(self, message: str) -> None:
         self._tell(self.kernel.spec.id, message)
 
-    def _opened(self) -> GuestSession:
+    def opened(self) -> GuestSession:
+        """The guest, booted anew if need be. GuestLostError, Interrupted."""
         if self._closed:
             raise Interrupted(STOPPED)
         if self._dead is not None:

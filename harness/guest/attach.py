@@ -3,9 +3,9 @@
 A program type may load and then not attach (kprobe.multi on 4.19: the attach type is not looked at before 5.18), a
 symbol or tracepoint may be gone, a tracepoint's argument list shorter than what the program reads. libbpf's
 bpf_program__attach() and the attach_fn of its section definitions say what is called for which section. What needs a
-binary, a device, a map or netlink is not attempted, and says so.
+device, a lirc receiver or a running program is not attempted, and says so.
 
-The answer has the keys of `attach` in docs/facts.md: status, how, errno, error.
+The answer has the keys of `attach` in docs/facts.md: status, how, errno, error, stand_in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import struct
 
 from .attach_perf import TraceFsError, kprobe_event, software_event, tracepoint_event
+from .attempt import Attempt, Gone, NotAttempted, closing
 from .prog_types import ATTACH_TYPE
 
 TYPE_CHECKING = False
@@ -22,48 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .syscall import Bpf
-
-(PROG_ATTACH, PROG_DETACH, RAW_TRACEPOINT_OPEN, LINK_CREATE) = (8, 9, 17, 28)
+(MAP_CREATE, PROG_ATTACH, PROG_DETACH, RAW_TRACEPOINT_OPEN, LINK_CREATE) = (0, 8, 9, 17, 28)
 _LOOPBACK = 1  # ifindex of lo in every network namespace
 _XDP_FLAGS_SKB_MODE = 1 << 1
 _NFPROTO_IPV4, _NF_INET_LOCAL_IN, _PRIORITY = 2, 1, -128
 _SO_REUSEPORT, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_EBPF = 15, 50, 52
+_SOCKMAP = 15  # BPF_MAP_TYPE_SOCKMAP
 _MOST_SYMBOLS = 1000
 _EPERM, _ENOENT, _EACCES, _EINVAL, _E2BIG, _EOPNOTSUPP, _ENOTSUPP = 1, 2, 13, 22, 7, 95, 524
 
 
-class NotAttempted(Exception):
-    """Attaching would take something that is not here; the message says what."""
-
-
-class Gone(Exception):
-    """What it attaches to does not exist on this kernel; the message says so."""
-
-
-class Attempt:
-    """One program to be attached. `target` is the text after the section's "/", None without; `attach_type` a number.
-
-    `syscall_prefix` is what system call functions are called here (`__x64_sys_`).
-    """
-
-    __slots__ = ("attach_type", "bpf", "fd", "kind", "prog_type", "syscall_prefix", "target")
-
-    def __init__(self, bpf: Bpf, fd: int, facts: dict[str, Any], syscall_prefix: str) -> None:
-        section = facts["section"].removeprefix("?")
-        self.bpf = bpf
-        self.fd = fd
-        self.kind = section.partition("/")[0]
-        self.target = facts["attach_target"]
-        self.prog_type = facts["prog_type"]
-        self.attach_type = ATTACH_TYPE.get(facts["expected_attach_type"] or "", 0)
-        self.syscall_prefix = syscall_prefix
-
-    def wanted(self) -> str:
-        """The target; NotAttempted without one."""
-        if not self.target:
-            raise NotAttempted("the section names nothing to attach to; the program's own code does")
-        return str(self.target)
+def attach_program(machine: Any, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """Attach the program behind `fd`, detach it, report. `facts` are its own so far (docs/facts.md)."""
+    return try_attach(Attempt(machine.bpf, fd, facts, machine.syscall_prefix(), machine.spare_modules))
 
 
 def try_attach(attempt: Attempt) -> dict[str, Any]:
@@ -73,13 +45,20 @@ def try_attach(attempt: Attempt) -> dict[str, Any]:
         detach = work(attempt)
         detach()
     except (NotAttempted, TraceFsError) as reason:
-        return {"status": "not_attempted", "how": how, "errno": None, "error": str(reason)}
+        return answer("not_attempted", how, error=str(reason))
     except Gone as gone:
-        return {"status": "refused", "how": how, "errno": _ENOENT, "error": str(gone)}
+        return answer("refused", how, errno=_ENOENT, error=str(gone))
     except OSError as error:
         number = error.errno or 0
-        return {"status": "refused", "how": how, "errno": number, "error": _explained(attempt, number, error)}
-    return {"status": "attached", "how": how, "errno": None, "error": None}
+        return answer("refused", attempt.how or how, errno=number, error=_explained(attempt, number, error))
+    return answer("attached", attempt.how or how, stand_in=attempt.stand_in)
+
+
+def answer(
+    status: str, how: str, *, errno: int | None = None, error: str | None = None, stand_in: str | None = None
+) -> dict[str, Any]:
+    """The facts' `attach`."""
+    return {"status": status, "how": how, "errno": errno, "error": error, "stand_in": stand_in}
 
 
 def _method(attempt: Attempt) -> tuple[str, Callable[[Attempt], Callable[[], None]]]:
@@ -94,10 +73,6 @@ def _not_attempted(why: str) -> Callable[[Attempt], Callable[[], None]]:
         raise NotAttempted(why)
 
     return refuse
-
-
-def _closing(fd: int) -> Callable[[], None]:
-    return lambda: os.close(fd)
 
 
 # -- tracing
@@ -139,7 +114,7 @@ def _kprobe_multi(attempt: Attempt) -> Callable[[], None]:
     attr = struct.pack(
         "=IIIIIIQQQ", attempt.fd, 0, attempt.attach_type, 0, returning, len(texts), ctypes.addressof(addresses), 0, 0
     )
-    return _closing(attempt.bpf.call(LINK_CREATE, attr))
+    return closing(attempt.bpf.call(LINK_CREATE, attr))
 
 
 def _matching(pattern: str) -> list[str]:
@@ -166,18 +141,28 @@ def _tracepoint(attempt: Attempt) -> Callable[[], None]:
 def _raw_tracepoint(attempt: Attempt) -> Callable[[], None]:
     name = ctypes.create_string_buffer(attempt.wanted().encode())
     attr = struct.pack("=QII", ctypes.addressof(name), attempt.fd, 0)
-    return _closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, attr))
+    return closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, attr))
 
 
 def _trampoline(attempt: Attempt) -> Callable[[], None]:
     """tp_btf, fentry, fexit, fmod_ret, lsm: the target was given at load; no name here (5.5)."""
-    return _closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, attempt.fd, 0)))
+    return closing(attempt.bpf.call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, attempt.fd, 0)))
 
 
 def _iterator(attempt: Attempt) -> Callable[[], None]:
     if "map_elem" in (attempt.target or "") or "sk_storage" in (attempt.target or ""):
         raise NotAttempted("this iterator goes over a map that its user chooses")
     return _linked(attempt, 0)
+
+
+def _in_user_space(name: str) -> Callable[[Attempt], Callable[[], None]]:
+    def attach(attempt: Attempt) -> Callable[[], None]:
+        from . import attach_uprobe
+
+        work: Callable[[Attempt], Callable[[], None]] = getattr(attach_uprobe, name)
+        return work(attempt)
+
+    return attach
 
 
 def _perf_event(attempt: Attempt) -> Callable[[], None]:
@@ -189,7 +174,7 @@ def _perf_event(attempt: Attempt) -> Callable[[], None]:
 
 def _linked(attempt: Attempt, target: int, flags: int = 0, rest: bytes = b"") -> Callable[[], None]:
     attr = struct.pack("=IIII", attempt.fd, target, attempt.attach_type, flags) + rest
-    return _closing(attempt.bpf.call(LINK_CREATE, attr))
+    return closing(attempt.bpf.call(LINK_CREATE, attr))
 
 
 def _xdp(attempt: Attempt) -> Callable[[], None]:
@@ -198,10 +183,59 @@ def _xdp(attempt: Attempt) -> Callable[[], None]:
     return _linked(attempt, _LOOPBACK, _XDP_FLAGS_SKB_MODE)
 
 
-def _tcx(attempt: Attempt) -> Callable[[], None]:
-    if not attempt.attach_type:
-        raise NotAttempted("a classifier is attached through netlink, to a device and qdisc its user chooses")
+def _classifier(attempt: Attempt) -> Callable[[], None]:
+    """Through netlink, as every kernel can that has the modules; where it cannot, as a tcx link (6.6)."""
+    from .attach_netlink import classifier
+
+    if attempt.attach_type in _TCX:
+        return _tcx(attempt, attempt.attach_type)
+    try:
+        return classifier(attempt)
+    except OSError as error:
+        if error.errno != _ENOENT:
+            raise
+    try:
+        return _tcx(attempt, _TCX[0])
+    except OSError:
+        raise NotAttempted(
+            "this kernel has the clsact qdisc or the bpf classifier in no module that is here, and no tcx (6.6)"
+        ) from None
+
+
+def _tcx(attempt: Attempt, attach_type: int) -> Callable[[], None]:
+    attempt.attach_type, attempt.how = attach_type, "BPF_LINK_CREATE on lo (tcx)"
     return _linked(attempt, _LOOPBACK)
+
+
+def _action(attempt: Attempt) -> Callable[[], None]:
+    from .attach_netlink import action
+
+    try:
+        return action(attempt)
+    except OSError as error:
+        if error.errno != _ENOENT:
+            raise
+    raise NotAttempted("this kernel has the bpf action (CONFIG_NET_ACT_BPF) in no module that is here")
+
+
+def _sockmap(attempt: Attempt) -> Callable[[], None]:
+    """To an empty sockmap of our own: whatever is attached there sees no socket."""
+    attach_type = attempt.attach_type or ATTACH_TYPE["sk_skb_stream_verdict"]  # SEC("sk_skb") leaves the choice
+    sockets = attempt.bpf.call(MAP_CREATE, struct.pack("=IIIIIII", _SOCKMAP, 4, 4, 1, 0, 0, 0))
+    attr = struct.pack("=IIIII", sockets, attempt.fd, attach_type, 0, 0)
+    try:
+        attempt.bpf.call(PROG_ATTACH, attr)
+    except OSError:
+        os.close(sockets)
+        raise
+
+    def detach() -> None:
+        try:
+            attempt.bpf.call(PROG_DETACH, attr)
+        finally:
+            os.close(sockets)
+
+    return detach
 
 
 def _netfilter(attempt: Attempt) -> Callable[[], None]:
@@ -260,16 +294,18 @@ def _socket(option: int) -> Callable[[Attempt], Callable[[], None]]:
 _KPROBE = ("kprobe event (perf)", _kprobe)
 _TRAMPOLINE = ("BPF_RAW_TRACEPOINT_OPEN", _trampoline)
 _MULTI = ("BPF_LINK_CREATE, kprobe_multi", _kprobe_multi)
-_BINARY = ("uprobe", _not_attempted("it belongs into a binary that a guest does not have"))
-_MAP = ("map", _not_attempted("it is attached to a socket map that its user fills"))
+_UPROBE = ("uprobe event (perf)", _in_user_space("uprobe"))
+_UPROBE_MULTI = ("BPF_LINK_CREATE, uprobe_multi", _in_user_space("uprobe_multi"))
+_SOCKMAP_OF_OURS = ("BPF_PROG_ATTACH to a sockmap", _sockmap)
+_TCX = (ATTACH_TYPE["tcx_ingress"], ATTACH_TYPE["tcx_egress"])
 
 # The section's first part, else the program type.
 _METHODS: dict[str, tuple[str, Callable[[Attempt], Callable[[], None]]]] = {
     "kprobe": _KPROBE, "kretprobe": _KPROBE,
     "ksyscall": ("kprobe event (perf)", _ksyscall), "kretsyscall": ("kprobe event (perf)", _ksyscall),
     "kprobe.multi": _MULTI, "kretprobe.multi": _MULTI, "kprobe.session": _MULTI,
-    "uprobe": _BINARY, "uretprobe": _BINARY, "usdt": _BINARY, "uprobe.multi": _BINARY, "uretprobe.multi": _BINARY,
-    "uprobe.session": _BINARY,
+    "uprobe": _UPROBE, "uretprobe": _UPROBE, "usdt": ("USDT", _in_user_space("usdt")),
+    "uprobe.multi": _UPROBE_MULTI, "uretprobe.multi": _UPROBE_MULTI, "uprobe.session": _UPROBE_MULTI,
     "tracepoint": ("tracepoint event (perf)", _tracepoint), "tp": ("tracepoint event (perf)", _tracepoint),
     "raw_tracepoint": ("BPF_RAW_TRACEPOINT_OPEN", _raw_tracepoint),
     "raw_tracepoint_writable": ("BPF_RAW_TRACEPOINT_OPEN", _raw_tracepoint),
@@ -280,8 +316,8 @@ _METHODS: dict[str, tuple[str, Callable[[Attempt], Callable[[], None]]]] = {
     "perf_event": ("software event (perf)", _perf_event),
     "xdp": ("BPF_LINK_CREATE on lo", _xdp),
     "netkit": ("netlink", _not_attempted("it belongs to a netkit device")),
-    "sched_cls": ("BPF_LINK_CREATE on lo", _tcx),
-    "sched_act": ("netlink", _not_attempted("an action is attached through netlink")),
+    "sched_cls": ("clsact qdisc of lo (netlink)", _classifier),
+    "sched_act": ("bpf action (netlink)", _action),
     "netfilter": ("BPF_LINK_CREATE, IPv4 local_in", _netfilter),
     "sk_lookup": ("BPF_LINK_CREATE on a network namespace", _netns),
     "flow_dissector": ("BPF_LINK_CREATE on a network namespace", _netns),
@@ -292,8 +328,7 @@ _METHODS: dict[str, tuple[str, Callable[[Attempt], Callable[[], None]]]] = {
          "sock_ops"),
         ("BPF_PROG_ATTACH to a cgroup", _cgroup),
     ),
-    "sk_msg": _MAP, "sk_skb": _MAP,
-    "struct_ops": ("map", _not_attempted("struct_ops are registered as a whole: it could change what the kernel does")),
+    "sk_msg": _SOCKMAP_OF_OURS, "sk_skb": _SOCKMAP_OF_OURS,
     "syscall": ("none", _not_attempted("it is run by its user and attached to nothing")),
     "ext": ("freplace", _not_attempted("it replaces a function of a program that runs")),
 }  # fmt: skip
@@ -310,7 +345,9 @@ _REASONS = (
     ("multi", _EOPNOTSUPP, "this kernel is built without what kprobe.multi links need (CONFIG_FPROBE)"),
     ("multi", _E2BIG, "this kernel has no kprobe.multi links (5.18): the type loads and cannot be attached"),
     ("multi", _ENOENT, "symbol gone: {target}"),
-    ("sched_cls", _EINVAL, "this kernel has no tcx links (6.6): a classifier is attached through netlink there"),
+    ("umulti", _EINVAL, "this kernel has no uprobe.multi links (6.6): the type loads and cannot be attached"),
+    ("umulti", _E2BIG, "this kernel has no uprobe.multi links (6.6): the type loads and cannot be attached"),
+    ("tcx", _EINVAL, "this kernel has no tcx links (6.6): a classifier is attached through netlink there"),
     ("xdp", _EINVAL, "this kernel has no XDP links (5.9): it is attached through netlink there"),
     ("", _ENOTSUPP, "this kernel cannot do it (ENOTSUPP): no trampoline, or the function is not traceable"),
     ("", _EPERM, "not permitted"),
@@ -318,8 +355,16 @@ _REASONS = (
 
 
 def _explained(attempt: Attempt, number: int, error: OSError) -> str:
-    family = "multi" if attempt.kind.partition(".")[2].startswith(("multi", "session")) else attempt.prog_type
+    family = _family(attempt)
     for name, errno, words in _REASONS:
         if errno == number and name in ("", family):
             return words.format(target=attempt.target)
     return error.strerror or "errno %d" % number
+
+
+def _family(attempt: Attempt) -> str:
+    """Whose reasons count: the program type's, but for what is attached in another way than its type usually is."""
+    user = attempt.kind.startswith("u")
+    if attempt.kind.partition(".")[2].startswith(("multi", "session")):
+        return "umulti" if user else "multi"
+    return "uprobe" if user else "tcx" if attempt.attach_type in _TCX else str(attempt.prog_type)

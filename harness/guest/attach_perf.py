@@ -1,7 +1,7 @@
-"""Perf events that programs are attached to: kprobes, tracepoints, a software event. Detaching is closing.
+"""Perf events that programs are attached to: kprobes, uprobes, tracepoints, a software event. Detaching is closing.
 
-Where perf_event_open(2) knows no kprobe PMU (before 4.17), the event is made through tracefs, as libbpf does it
-(perf_event_kprobe_open_legacy()).
+Where perf_event_open(2) knows no kprobe or uprobe PMU (before 4.17), the event is made through tracefs, as libbpf
+does it (perf_event_kprobe_open_legacy(), perf_event_uprobe_open_legacy()).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IOC_ENABLE, _IOC_DISABLE, _IOC_SET_BPF = 0x2400, 0x2401, 0x40042408  # <linux/p
 # The architectures whose _IOC() puts the direction elsewhere (powerpc: _IOC_WRITE is 4, and 3 bits wide).
 _IOC_OF = {"ppc64le": (0x20002400, 0x20002401, 0x80042408)}
 _ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
-_PMU = "/sys/bus/event_source/devices/kprobe/"
+_PMU = "/sys/bus/event_source/devices/%s/type"
 _ROOTS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
 
@@ -32,13 +32,22 @@ class TraceFsError(Exception):
 
 def kprobe_event(prog: int, symbol: str, offset: int, returning: bool) -> Callable[[], None]:
     """Attach `prog` (a descriptor) to a kernel function; what detaches it. Raises OSError."""
+    return _probe(prog, "kprobe", symbol, offset, returning)
+
+
+def uprobe_event(prog: int, path: str, offset: int, returning: bool) -> Callable[[], None]:
+    """Attach to the instruction at `offset` of a file, in every process. Raises OSError."""
+    return _probe(prog, "uprobe", path, offset, returning)
+
+
+def _probe(prog: int, pmu: str, name: str, offset: int, returning: bool) -> Callable[[], None]:
     try:
-        with open(_PMU + "type", encoding="ascii") as file:
+        with open(_PMU % pmu, encoding="ascii") as file:
             kind = int(file.read())
     except OSError:
-        return _legacy_kprobe(prog, symbol, offset, returning)
-    name = ctypes.create_string_buffer(symbol.encode())
-    return _attached(prog, _open(kind, int(returning), ctypes.addressof(name), offset))
+        return _legacy_probe(prog, pmu, name, offset, returning)
+    text = ctypes.create_string_buffer(name.encode())
+    return _attached(prog, _open(kind, int(returning), ctypes.addressof(text), offset))
 
 
 def tracepoint_event(prog: int, category: str, name: str) -> Callable[[], None]:
@@ -51,16 +60,17 @@ def software_event(prog: int) -> Callable[[], None]:
     return _attached(prog, _open(_TYPE_SOFTWARE, _COUNT_SW_CPU_CLOCK, period=1 << 62))
 
 
-def _legacy_kprobe(prog: int, symbol: str, offset: int, returning: bool) -> Callable[[], None]:
-    root = _root()
+def _legacy_probe(prog: int, pmu: str, name: str, offset: int, returning: bool) -> Callable[[], None]:
+    root, group = _root(), pmu + "s"
     event = "corematrix_%d" % os.getpid()
-    _append(root + "/kprobe_events", "%s:kprobes/%s %s+%d" % ("r" if returning else "p", event, symbol, offset))
+    place = "%s+%d" % (name, offset) if pmu == "kprobe" else "%s:0x%x" % (name, offset)
+    _append(root + "/%s_events" % pmu, "%s:%s/%s %s" % ("r" if returning else "p", group, event, place))
 
     def remove() -> None:
-        _append(root + "/kprobe_events", "-:kprobes/" + event)
+        _append(root + "/%s_events" % pmu, "-:%s/%s" % (group, event))
 
     try:
-        close = _attached(prog, _open(_TYPE_TRACEPOINT, _event_id(root, "kprobes", event)))
+        close = _attached(prog, _open(_TYPE_TRACEPOINT, _event_id(root, group, event)))
     except OSError:
         remove()
         raise

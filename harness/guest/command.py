@@ -5,7 +5,9 @@ that is somebody's. Its clock and its random numbers are left alone.
 from __future__ import annotations
 
 import os
+import sys
 
+from .execute import WORK
 from .port import Port
 from .server import Server
 from .syscall import Bpf
@@ -75,6 +77,30 @@ class CommandServer(Server):
         if self._machine is not None:
             answer["guest"] = self._machine.facts()
         return answer
+
+    def _exec(self, frame: Frame) -> dict[str, Any]:
+        """In a directory of its own beside the bundle, which is removed again with all that is in it: /tmp is not ours
+        here. In a guest of somebody else's the bundle's file system is read-only, and /tmp goes with the guest.
+        """
+        if self._port.kind != "pipe":
+            return self._execute(frame, WORK)
+        work = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "work-%d" % os.getpid())
+        os.mkdir(work, 0o700)
+        try:
+            return self._execute(frame, work)
+        finally:
+            _remove(work)
+
+
+def _remove(top: str) -> None:
+    """A directory and what is in it, as far as that goes."""
+    for place, directories, files in os.walk(top, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(place, name))
+        for name in directories:
+            path = os.path.join(place, name)
+            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
+    os.rmdir(top)
 
 
 class OneHost(Port):

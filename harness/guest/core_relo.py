@@ -107,6 +107,11 @@ class CoreRelo:
         self.candidates: list[dict[str, object]] = []
         self.source: dict[str, object] | None = None
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its instruction stands in the object: section and instruction."""
+        return self.prog.sec_idx, self.prog.sec_insn_off + self.insn
+
     def as_dict(self) -> dict[str, object]:
         """The line of contract.md."""
         return {

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .wire import Decoder, Frame
 
 WORK = "/tmp"
-_ENVIRONMENT = {"PATH": WORK + ":/usr/bin:/usr/sbin:/bin:/sbin", "HOME": WORK, "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 _CHUNK = 1 << 14
 _CANNOT_RUN = 127  # what a shell says of a command it cannot start
 
 
 class Execution:
     """One command. `port` and `decoder` are the server's, `send` sends a message to the host, `repl` runs Python's own
-    prompt in the child when no command was given. Use once.
+    prompt in the child when no command was given, `work` is where files go and the command runs. Use once.
     """
 
     def __init__(
         self, request: Frame, port: Any, decoder: Decoder, send: Callable[[dict[str, Any]], None],
-        repl: Callable[[], None],
+        repl: Callable[[], None], work: str = WORK,
     ) -> None:  # fmt: skip
         self._request = request.message
         self._blob = request.blob
@@ -39,6 +39,7 @@ class Execution:
         self._decoder = decoder
         self._send = send
         self._repl = repl
+        self._work = work
         self._pid = 0
         self._input = -1
 
@@ -59,7 +60,7 @@ class Execution:
     def _write_files(self) -> None:
         offset = 0
         for item in self._request.get("files", ()):
-            path = os.path.join(WORK, item["path"])
+            path = os.path.join(self._work, item["path"])
             os.makedirs(os.path.dirname(path), exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, item["mode"])
             try:
@@ -116,14 +117,14 @@ class Execution:
             for number, descriptor in enumerate((stdin, stdout, stderr)):
                 os.dup2(descriptor, number)
             os.closerange(3, 1 << 10)
-            os.chdir(WORK)
+            os.chdir(self._work)
             argv = self._request.get("argv")
             if argv is None:
                 self._repl()
                 os._exit(0)
             if argv[0] in ("python", "python3"):
                 argv = [sys.executable, *argv[1:]]
-            os.execvpe(argv[0], argv, {**_ENVIRONMENT, **self._request.get("env", {})})
+            os.execvpe(argv[0], argv, {**self._environment(), **self._request.get("env", {})})
         except OSError as error:
             os.write(2, ("corematrix: %s: %s\n" % ((self._request.get("argv") or ["?"])[0], error.strerror)).encode())
         except BaseException:
@@ -132,6 +133,9 @@ class Execution:
             traceback.print_exc()
         finally:
             os._exit(_CANNOT_RUN)
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": self._work + ":" + _PATH, "HOME": self._work, "TERM": "dumb", "LC_ALL": "C.UTF-8"}
 
     # -- while it runs
 
@@ -198,7 +202,7 @@ def _exit(**known: Any) -> dict[str, Any]:
     return {"type": "exit", "status": None, "signal": None, "error": None, **known}
 
 
-def repl(machine: Any) -> None:
+def repl(machine: Any, work: str = WORK) -> None:
     """Python's prompt with the loader at hand."""
     import code
 
@@ -207,6 +211,6 @@ def repl(machine: Any) -> None:
     names = {"machine": machine, "judge": judge.judge, "Machine": judge.Machine}
     words = (
         "corematrix: kernel %s. `machine` is what the loader knows of it (machine.features, machine.btf),\n"
-        "`judge(machine, data, request, print)` loads an object. Files given are in %s." % (os.uname().release, WORK)
+        "`judge(machine, data, request, print)` loads an object. Files given are in %s." % (os.uname().release, work)
     )
     code.interact(words, None, names, "")

@@ -73,6 +73,7 @@ class Machine:
         self._left: tuple[set[int], set[int]] = (set(), set())
         self._settled: dict[str, Any] = {}
         self._versions: dict[bool, int] = {}
+        self.spare_modules: dict[str, bytes] = {}  # of this kernel, not inserted: for `attach`
         self.btf = self._target()
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)

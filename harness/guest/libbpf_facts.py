@@ -211,6 +211,18 @@ class Facts:
             entry["evidence"] = collect_evidence(
                 self._machine, entry, verdict, self._lines_by_index(), self._file, progress, self._seconds
             )
+        if self._request.get("attach") and entry["loaded"] and entry["prog_type"] != "struct_ops":
+            from .libbpf_attach import attach
+
+            progress({"type": "progress", "phase": "attach", "prog": name})
+            entry["attach"] = attach(load, self._machine, entry)
+
+    def attach_struct_ops(self, load: Load) -> None:
+        """Once all programs of a struct are there, if libbpf has loaded the object."""
+        if self._request.get("attach") and not load.error and self._file is not None:
+            from .libbpf_attach import attach_struct_ops_of
+
+            attach_struct_ops_of(load, self._file, self._progs)
 
     def _explain(self, entry: dict[str, Any], verdict: Verdict, log: str) -> None:
         entry["stage"] = "verifier" if log else "pre_verifier"

@@ -229,6 +229,7 @@ class Judge:
             self._settled.add(name)
             self._facts.program(name, load, self._progress)
         self._facts.place_others(load)
+        self._facts.attach_struct_ops(load)
         if not load.error:
             return False
         if not fatal:

@@ -7,8 +7,10 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# finit_module(2) has no wrapper in glibc; its number from the kernel's syscall tables, per `uname -m`.
+# glibc has no wrappers for these two; numbers from the kernel's syscall tables, per `uname -m`.
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "s390x": 344, "ppc64le": 353}
+
+_DELETE_MODULE = {"x86_64": 176, "aarch64": 106, "riscv64": 106, "s390x": 129, "ppc64le": 129}
 
 
 def _checked(result: int) -> int:
@@ -27,6 +29,12 @@ def finit_module(descriptor: int) -> None:
     """Insert the module that `descriptor` is open on. Raises OSError."""
     number = _FINIT_MODULE[os.uname().machine]
     _checked(_libc.syscall(ctypes.c_long(number), ctypes.c_long(descriptor), b"", ctypes.c_long(0)))
+
+
+def delete_module(name: str) -> None:
+    """Remove a module that nobody uses. Raises OSError."""
+    number = _DELETE_MODULE[os.uname().machine]
+    _checked(_libc.syscall(ctypes.c_long(number), name.encode(), ctypes.c_long(os.O_NONBLOCK)))
 
 
 def reboot(command: int) -> None:

@@ -72,7 +72,7 @@ class ObjectJudge:
         self._seconds = dict.fromkeys(("open", "core", "maps", "load", "evidence"), 0.0)
         self._struct_ops: struct_ops.StructOps | None = None
         self._prog_ids: set[int] = set()
-        self._prog_fds: dict[int, int] = {}  # kept for prog arrays
+        self._prog_fds: dict[int, int] = {}  # kept for prog arrays and struct_ops
         self._infos: InfoRecords | None = None
         self._linker: Linker | None = None
         self._preparer: Preparer | None = None
@@ -100,6 +100,8 @@ class ObjectJudge:
         self._step("maps", self._prepare)
         progs = [self._program(prog) for prog in self._obj.entry_progs]
         self._fill_prog_arrays()
+        if self._request.get("attach"):
+            self._attach_struct_ops(progs)
         return progs
 
     def _step(self, phase: str, work: Callable[[], None], stage: str | None = None) -> bool:
@@ -121,9 +123,8 @@ class ObjectJudge:
 
     def _close(self) -> None:
         close_all(self._maps)
-        for fd in self._prog_fds.values():
-            os.close(fd)
-        self._prog_fds.clear()
+        while self._prog_fds:
+            os.close(self._prog_fds.popitem()[1])
         if self._collector is not None:
             self._collector.close()
         if self._btf_fd:
@@ -201,7 +202,7 @@ class ObjectJudge:
             self._skipped = run.skipped
         self._relos = list(run.relos) if run.error is None else run.relos[:-1]
         for relo in fatal:
-            where = next((i for i, r in enumerate(self._relos) if _place(r) > _place(relo)), len(self._relos))
+            where = next((i for i, r in enumerate(self._relos) if r.place > relo.place), len(self._relos))
             self._relos.insert(where, relo)
         for index, relo in enumerate(self._relos):
             self._relo_index[(relo.prog.name, relo.prog.sec_idx, relo.insn)] = index
@@ -336,15 +337,22 @@ class ObjectJudge:
         self._record(verdict, load, facts)
         if self._request.get("evidence", True) and facts["stage"] != "pre_verifier":
             self._collect(linked, load, verdict, facts)
-        if self._request.get("attach") and verdict.fd is not None:
+        if self._request.get("attach") and verdict.fd is not None and facts["prog_type"] != "struct_ops":
             facts["attach"] = self._attach(verdict.fd, facts)
         self._keep_or_close(prog, verdict)
 
     def _attach(self, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
-        from .attach import Attempt, try_attach
+        from .attach import attach_program
 
         self._progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
-        return try_attach(Attempt(self._machine.bpf, fd, facts, self._machine.syscall_prefix()))
+        return attach_program(self._machine, fd, facts)
+
+    def _attach_struct_ops(self, progs: list[dict[str, Any]]) -> None:
+        """Once all programs of a struct are there."""
+        assert self._struct_ops is not None and self._obj is not None
+        from .attach_struct_ops import attach_all
+
+        attach_all(self._machine.bpf, self._obj.btf, self._struct_ops, self._prog_fds, progs, self._progress)
 
     def _without_calls(self, linked: Linked, facts: dict[str, Any]) -> tuple[Linked, tuple[bytes, bytes]]:
         """The program and its func_info and line_info; inlined, without any, where this kernel has no bpf-to-bpf
@@ -439,20 +447,19 @@ class ObjectJudge:
         return found.kind in _GUARDS and found.outcome == "resolved"
 
     def _returns_nothing(self, prog: Prog) -> bool:
-        btf = self._obj.btf if self._obj is not None else None
-        if btf is None:
-            return False
         from .btf import BTF_KIND_FUNC
 
-        func = btf.find(prog.name, BTF_KIND_FUNC)
-        return func is not None and btf.type(btf.type(func).type).type == 0
+        btf = self._obj.btf if self._obj is not None else None
+        func = btf.find(prog.name, BTF_KIND_FUNC) if btf is not None else None
+        return btf is not None and func is not None and btf.type(btf.type(func).type).type == 0
 
     def _keep_or_close(self, prog: Prog, verdict: Verdict) -> None:
         if verdict.fd is None:
             return
         with suppress(OSError):  # no ids before 4.13
             self._prog_ids.add(self._machine.bpf.prog_info(verdict.fd)["id"])
-        if any(target is prog for item in self._maps for _, target in item.slots):
+        registered = self._request.get("attach") and self._struct_ops is not None and self._struct_ops.holds(prog)
+        if registered or any(target is prog for item in self._maps for _, target in item.slots):
             self._prog_fds[id(prog)] = verdict.fd
         else:
             os.close(verdict.fd)
@@ -492,7 +499,3 @@ class ObjectJudge:
             "has_btf": self._obj.btf is not None, "license": self._obj.license, "machine": self._obj.elf.machine,
             "producer": None, "btf_error": self._obj.btf_error,
         }  # fmt: skip
-
-
-def _place(relo: CoreRelo) -> tuple[int, int]:
-    return relo.prog.sec_idx, relo.prog.sec_insn_off + relo.insn

@@ -38,6 +38,7 @@ class Server:
             "hello": self._hello,
             "warm": self._warm,
             "judge": self._judge,
+            "modules": self._modules,
             "exec": self._exec,
             "poweroff": self._power_off,
         }
@@ -106,14 +107,27 @@ class Server:
 
         return judge(self._machine, frame.blob, frame.message, lambda message: self._send(frame, message))
 
+    def _modules(self, frame: Frame) -> dict[str, Any]:
+        """Keep modules of this kernel for those ways of attaching that need them; none is inserted yet."""
+        offset = 0
+        for item in frame.message["files"]:
+            self._machine.spare_modules[item["name"]] = frame.blob[offset : offset + item["size"]]
+            offset += item["size"]
+        return {"type": "modules"}
+
     def _exec(self, frame: Frame) -> dict[str, Any]:
+        from .execute import WORK
+
+        return self._execute(frame, WORK)
+
+    def _execute(self, frame: Frame, work: str) -> dict[str, Any]:
         from .execute import Execution, repl
 
         def send(message: dict[str, Any]) -> None:
             self._send(frame, message)
 
         try:
-            return Execution(frame, self._port, self._decoder, send, lambda: repl(self._machine)).run()
+            return Execution(frame, self._port, self._decoder, send, lambda: repl(self._machine, work), work).run()
         finally:
             if self._machine is not None:
                 self._machine.refresh()

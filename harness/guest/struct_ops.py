@@ -30,15 +30,18 @@ _WANTS_USE = (1, 5)  # a program in no map is refused before the kernel is asked
 _VALUE_FIRST = (1, 7)
 
 
-class _Instance:
-    """One struct: its map, its local type, and the program of each member's index."""
+class Instance:
+    """One struct: its map, its local type, the program of each member's index; `kernel` once found there: the BTF
+    that has the kernel's struct, its id, and that of the map's value around it.
+    """
 
-    __slots__ = ("item", "progs", "type")
+    __slots__ = ("item", "kernel", "progs", "type")
 
     def __init__(self, item: Map, type_: B.Type) -> None:
         self.item = item
         self.type = type_
         self.progs: dict[int, Prog] = {}
+        self.kernel: tuple[B.Btf, int, int] | None = None
 
 
 class StructOps:
@@ -51,13 +54,13 @@ class StructOps:
         self._lenient = rules is None or rules >= _LENIENT
         self._value_first = rules is None or rules >= _VALUE_FIRST
         self._wants_use = rules is None or rules >= _WANTS_USE
-        self._instances: list[_Instance] = []
+        self.instances: list[Instance] = []
         self._attach: dict[int, tuple[Attach, int]] = {}
         self._declared: dict[int, tuple[int, int]] = {}
         self._used: dict[int, bool] = {}
         for sec_idx in sorted(idx for idx, what in obj.sections.items() if what == O.SEC_STRUCT_OPS):
             self._read_section(sec_idx, places)
-        self.maps = [instance.item for instance in self._instances]
+        self.maps = [instance.item for instance in self.instances]
 
     def _read_section(self, sec_idx: int, places: dict[str, int]) -> None:
         obj, btf = self._obj, self._obj.btf
@@ -66,14 +69,14 @@ class StructOps:
         if btf is None or sec_id is None:
             raise MapError(f"{obj.path}: struct_ops: no DATASEC '{section.name}' in BTF", EINVAL)
         content = obj.elf.content(section)
-        own: list[_Instance] = []
+        own: list[Instance] = []
         for var_id, offset, _ in btf.datasec(btf.type(sec_id)):
             var = btf.type(var_id)
             own.append(self._instance(btf, var, section.name, sec_idx, places.get(var.name, offset), content))
         self._collect_progs(sec_idx, own)
-        self._instances += own
+        self.instances += own
 
-    def _instance(self, btf: B.Btf, var: B.Type, section: str, sec_idx: int, offset: int, content: bytes) -> _Instance:
+    def _instance(self, btf: B.Btf, var: B.Type, section: str, sec_idx: int, offset: int, content: bytes) -> Instance:
         struct = btf.skip_mods_and_typedefs(var.type)
         if struct.kind != B.BTF_KIND_STRUCT or not struct.name:
             raise MapError(f"struct_ops '{var.name}': not a variable of a named struct type", EINVAL, var.name)
@@ -85,9 +88,9 @@ class StructOps:
         item.flags = BPF_F_LINK if section.endswith(".link") else 0
         item.autocreate = not section.startswith("?")
         item.data = bytearray(content[offset : offset + struct.size])
-        return _Instance(item, struct)
+        return Instance(item, struct)
 
-    def _collect_progs(self, sec_idx: int, own: list[_Instance]) -> None:
+    def _collect_progs(self, sec_idx: int, own: list[Instance]) -> None:
         """Which program each member points at: relocations of the section (bpf_object__collect_st_ops_relos())."""
         obj = self._obj
         rel = obj.rel_sections.get(sec_idx)
@@ -109,7 +112,7 @@ class StructOps:
             self._check_member(instance, member, prog)
             instance.progs[member] = prog
 
-    def _check_member(self, instance: _Instance, member: int, prog: Prog) -> None:
+    def _check_member(self, instance: Instance, member: int, prog: Prog) -> None:
         """Whether that member can be that program."""
         btf, name = self._obj.btf, instance.item.name
         assert btf is not None
@@ -127,13 +130,13 @@ class StructOps:
     def find_types(self, kernel: KernelSymbols) -> None:
         """Find the kernel's struct for every map and its member for every program. MapError where libbpf gives up on
         the object."""
-        for instance in self._instances:
+        for instance in self.instances:
             if instance.item.autocreate:
                 self._find_type(instance, kernel)
             for prog in instance.progs.values():
                 self._used[id(prog)] = self._used.get(id(prog), False) or instance.item.autocreate
 
-    def _find_type(self, instance: _Instance, kernel: KernelSymbols) -> None:
+    def _find_type(self, instance: Instance, kernel: KernelSymbols) -> None:
         item, name = instance.item, instance.type.name
         name = essential_name(name) if self._lenient else name
         first, then = (_VALUE_PREFIX + name, name) if self._value_first else (name, _VALUE_PREFIX + name)
@@ -151,12 +154,13 @@ class StructOps:
             why = f"struct {name} data is not found in struct {value.name}"
             raise MapError(f"struct_ops '{item.name}': {why}", EINVAL, item.name)
         item.btf_vmlinux_value, item.value_size = value_id, value.size
+        instance.kernel = (btf, type_id, value_id)
         if module is not None:
             item.value_btf_fd = module.fd
             item.flags |= BPF_F_VTYPE_BTF_OBJ_FD
         self._match_members(instance, btf, btf.type(type_id), Attach(type_id, module.fd if module is not None else 0))
 
-    def _match_members(self, instance: _Instance, btf: B.Btf, kernel_type: B.Type, attach: Attach) -> None:
+    def _match_members(self, instance: Instance, btf: B.Btf, kernel_type: B.Type, attach: Attach) -> None:
         """Every member has one of that very name in the kernel's struct, and of that kind."""
         local, item = self._obj.btf, instance.item
         assert local is not None
@@ -179,7 +183,7 @@ class StructOps:
                     raise _unsupported(item, f"kernel member {name} is not a func ptr")
                 self._use(item, instance.progs[index], attach, kernel_index)
 
-    def _passed_over(self, instance: _Instance, index: int, offset: int, size: int) -> bool:
+    def _passed_over(self, instance: Instance, index: int, offset: int, size: int) -> bool:
         """Whether a member that this kernel does not have may be there: it is zero and no program."""
         zero = index not in instance.progs and not any(instance.item.data[offset : offset + size])
         return self._lenient and zero
@@ -193,6 +197,10 @@ class StructOps:
     def unused(self, prog: Prog) -> bool:
         """Whether libbpf leaves this program out, because no map that is created uses it."""
         return self._used.get(id(prog)) is False
+
+    def holds(self, prog: Prog) -> bool:
+        """Whether a struct has the program as one of its functions."""
+        return any(prog is own for instance in self.instances for own in instance.progs.values())
 
     def attach(self, prog: Prog) -> Attach:
         """What the program attaches to: the kernel's struct. One in no struct_ops map attaches to nothing: Refusal, or

@@ -15,7 +15,7 @@ from array import array
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361, "ppc64": 361}
 
-(MAP_CREATE, MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM) = range(3)
+(MAP_CREATE, MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM) = range(4)
 PROG_LOAD = 5
 (PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD) = range(11, 16)
 (BTF_LOAD, BTF_GET_FD_BY_ID) = (18, 19)
@@ -161,6 +161,9 @@ class Bpf:
 
     def map_update(self, fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
         self.call(MAP_UPDATE_ELEM, struct.pack("=IIQQQ", fd, 0, _address(key), _address(value), flags))
+
+    def map_delete(self, fd: int, key: bytes) -> None:
+        self.call(MAP_DELETE_ELEM, struct.pack("=IIQQQ", fd, 0, _address(key), 0, 0))
 
     def map_lookup(self, fd: int, key: bytes, value_size: int) -> bytes:
         value = Buffer(max(value_size, 1))

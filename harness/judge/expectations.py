@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from harness.model.cell import CellId
-from harness.model.expectation import Expectations, RelocationRule, Rule, matches
+from harness.model.expectation import Expectations, RelocationRule, Rule
+from harness.model.reading import matches
 from harness.model.result import CellResult, Expected, ProgResult, Relocation, to_json
 from harness.model.verdict import CellStatus, Liveness, Verdict
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from harness.errors import UsageError
 from harness.model.cell import CellId
 from harness.model.cover import Cover
+from harness.model.functional import FunctionalResult
 from harness.model.suspicion import ConfigSuspicion
 from harness.model.verdict import CellStatus, Evidence, Liveness, Outcome, Stage, Start, Verdict
 
@@ -260,6 +261,7 @@ class CellResult:
     skipped_core_relos: int = 0
     notes: tuple[str, ...] = ()
     progs: tuple[ProgResult, ...] = ()
+    functional: tuple[FunctionalResult, ...] = ()
 
     @classmethod
     def begin(cls, cell: CellId, kernel: KernelResult, object_: ObjectResult, **provenance: Any) -> CellResult:

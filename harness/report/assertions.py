@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness import ci_log
 from harness.judge.explain import why
-from harness.model.expectation import matches
+from harness.model.reading import matches
 from harness.model.result import CellResult, ProgResult, Relocation
 from harness.model.verdict import Evidence, Liveness, Outcome, Verdict
 from harness.report import untrusted

@@ -34,5 +34,6 @@ def _answers(program: Program) -> dict[tuple[str, str | None], list[str]]:
     found: dict[tuple[str, str | None], list[str]] = {}
     for kernel, prog in program.results.items():
         if prog.attach is not None:
-            found.setdefault((str(prog.attach.get("status")), prog.attach.get("error")), []).append(kernel)
+            why = prog.attach.get("error") or prog.attach.get("stand_in")
+            found.setdefault((str(prog.attach.get("status")), why), []).append(kernel)
     return found

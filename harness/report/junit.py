@@ -13,11 +13,17 @@ from xml.etree import ElementTree as ET
 
 from harness import ci_log
 from harness.judge.explain import why
+from harness.model.functional import FunctionalOutcome, FunctionalResult
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
 from harness.report import loaders, untrusted
 from harness.report.view import TROUBLE
 
+# Of tests that did not pass: a failure is the object's, an error ours or the host's.
+_TEST_TAGS = {
+    FunctionalOutcome.FAILED: "failure", FunctionalOutcome.TIMEOUT: "error", FunctionalOutcome.CRASHED: "error",
+    FunctionalOutcome.ERROR: "error",
+}  # fmt: skip
 _SKIPPED = {CellStatus.SKIPPED, CellStatus.NOT_APPLICABLE}
 
 
@@ -77,7 +83,9 @@ def _cases(cell: CellResult) -> Iterator[ET.Element]:
     label = f"{cell.object.name}{f'[{settings}]' if settings else ''}"
     for prog in cell.progs:
         yield _case(cell, f"{label}::{prog.name}", prog)
-    told = any(not prog.met for prog in cell.progs)
+    for test in cell.functional:
+        yield _functional_case(cell, f"{label}::functional test {test.name}", test)
+    told = any(not prog.met for prog in cell.progs) or any(test.outcome in _TEST_TAGS for test in cell.functional)
     unsaid = cell.status in TROUBLE | {CellStatus.FAILED} and not told
     if cell.disagreements:
         yield from _disagreements(cell, label)
@@ -105,6 +113,21 @@ def _case(cell: CellResult, name: str, prog: ProgResult) -> ET.Element:
         _complain(case, "failure", kind=kind, said=(*prog.unmet, *prog.explanation), cell=cell, evidence=log)
     if prog.core_relos:
         ET.SubElement(case, "system-out").text = _clean("\n".join(_ledger(prog)))
+    return case
+
+
+def _functional_case(cell: CellResult, name: str, test: FunctionalResult) -> ET.Element:
+    """A command that was run in the guest: a case of its own."""
+    case = _bare_case(cell, name)
+    case.set("time", f"{test.seconds:.3f}")
+    tag = _TEST_TAGS.get(test.outcome)
+    if test.outcome is FunctionalOutcome.SKIPPED:
+        ET.SubElement(case, "skipped", message=_clean(test.reason or "skipped"))
+    elif tag is not None:
+        said = (test.reason or str(test.outcome),)
+        _complain(case, tag, kind=f"functional-{test.outcome}", said=said, cell=cell, evidence=test.output)
+    if test.output and tag is None:
+        ET.SubElement(case, "system-out").text = _clean(test.output)
     return case
 
 

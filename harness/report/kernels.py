@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-from harness.model.expectation import matches
+from harness.model.reading import matches
 
 
 def describe(chosen: Collection[str], universe: Sequence[str]) -> str:

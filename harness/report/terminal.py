@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome
-from harness.report import attach, audit_format, cover, ledger, loaders, suspicion, table, untrusted
+from harness.report import attach, audit_format, cover, functional, ledger, loaders, suspicion, table, untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
 from harness.report.view import TROUBLE, Program, View
@@ -34,6 +34,8 @@ def render(run: RunResult, *, columns: int = 100, colour: bool = False, verbose:
     lines = [*_summary(run, paint), "", *table.render(view, paint)]
     attachable = list(attach.lines(view, paint))
     lines += _section("Attaching", [attachable] if attachable else [], paint)
+    tested = list(functional.lines(view, paint))
+    lines += _section("Functional tests", [tested] if tested else [], paint)
     lines += _section("Broken", [_program(view, program, paint) for program in broken], paint)
     lines += [*_refused_objects(view, paint), *_trouble(view, paint)]
     lines += _section("As expected", [_program(view, p, paint, brief=not verbose) for p in expected], paint)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from harness import backends, payload
+from harness.backends import execution
 from harness.backends.local import LocalCommand
 from harness.backends.served import ServedSession
 from harness.boot import GuestPackages
@@ -163,6 +165,58 @@ def test_through_a_jump_host(store: Store, objects: dict[str, bytes], server: ss
     assert facts["progs"][0]["loaded"]
     accepted = (server.directory / "sshd.log").read_text().count("Accepted publickey for root")
     assert accepted in {0, 2}  # 0: this sshd's LogLevel says nothing of logins
+
+
+def test_by_vsock(
+    store: Store, objects: dict[str, bytes], server: sshd.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket alone is not what it says: a machine that has vsock with itself is rare, and this server is on TCP."""
+    asked: list[tuple[int, int]] = []
+
+    class Vsock(socket.socket):
+        def __init__(self, family: int = socket.AF_INET, *rest: Any, **named: Any) -> None:
+            super().__init__(socket.AF_INET if family == socket.AF_VSOCK else family, *rest, **named)
+            self.wanted = family
+
+        def connect(self, address: Any) -> None:
+            if self.wanted == socket.AF_VSOCK:
+                asked.append(address)
+                address = ("127.0.0.1", server.port)
+            super().connect(address)
+
+    monkeypatch.setattr("harness.ssh.socket.socket", Vsock)
+    text = (server.directory / "known_hosts").read_text()
+    (server.directory / "known_hosts").write_text(text.replace("[127.0.0.1]", "[vsock/4711]"))
+    session = open_ssh(store, server.target(host="vsock/4711"))
+    try:
+        assert session.judge(JudgeRequest(name="x"), objects["task_state"], lambda _m: None)["progs"][0]["loaded"]
+    finally:
+        session.close()
+    assert asked == [(4711, server.port)]
+
+
+def test_files_of_a_command_go_with_it(store: Store, server: sshd.Server, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("x")
+    said = b""
+
+    def take(_stream: str, data: bytes) -> None:
+        nonlocal said
+        said += data
+
+    script = "import os; os.mkdir('d'); os.symlink('/', 'd/r'); open('d/left', 'w'); print(os.getcwd(), os.listdir())"
+    session = open_ssh(store, server.target())
+    try:
+        files = execution.gather([f"{tmp_path}/given"])
+        command = execution.Command(argv=("python3", "-c", script), files=files)
+        assert execution.run(session, command, seconds=60, on_output=take).code == 0
+        (private,) = server.temporary.iterdir()
+        assert [path.suffix for path in private.iterdir()] == [".zip"]
+    finally:
+        session.close()
+    where, _, names = said.decode().partition(" ")
+    assert Path(where).parent == private
+    assert names.strip() in {"['d', 'given']", "['given', 'd']"}
+    assert not list(server.temporary.iterdir())
 
 
 def test_through_sudo(store: Store, objects: dict[str, bytes], server: sshd.Server) -> None:

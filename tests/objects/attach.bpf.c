@@ -23,10 +23,39 @@ PROG("fentry/do_exit", fentry_there, 0)
 PROG("iter/task", iter_there, 0)
 PROG("perf_event", perf_there, 0)
 PROG("xdp", xdp_there, 0)
-PROG("tc", tc_by_netlink, 0)
+PROG("tc", tc_there, 0)
+PROG("action", action_there, 0)
+#ifndef LIBBPF_1_1 /* which knows no such sections */
 PROG("tcx/ingress", tcx_since_6_6, 0)
+PROG("uprobe.multi/libc.so.6:getp*id", user_multi_since_6_6, 0)
+#endif
 PROG("socket", socket_there, 0)
 PROG("sk_lookup", lookup_there, 1)
 PROG("cgroup_skb/ingress", cgroup_there, 1)
 PROG("cgroup/connect4", connect_there, 1)
-PROG("uprobe//bin/true:main", uprobe_untried, 0)
+PROG("sk_msg", msg_there, 1)
+PROG("sk_skb/stream_parser", parser_there, 0)
+PROG("sk_skb/stream_verdict", skb_verdict_there, 1)
+PROG("sk_skb", skb_there, 1)
+PROG("uprobe/libc.so.6:getppid", uprobe_there, 0)
+PROG("uretprobe/libc.so.6:getppid", uretprobe_there, 0)
+PROG("uprobe/libc.so.6:no_such_function", uprobe_gone, 0)
+PROG("uprobe//opt/tool/bin/tool:main", uprobe_elsewhere, 0)
+PROG("usdt/libc.so.6:libc:setjmp", usdt_untried, 0)
+
+/* As much of a congestion control as the kernel asks for; `half` lacks what it cannot do without. */
+struct tcp_congestion_ops {
+	unsigned int (*ssthresh)(void *sk);
+	void (*cong_avoid)(void *sk, unsigned int ack, unsigned int acked);
+	unsigned int (*undo_cwnd)(void *sk);
+	char name[16];
+};
+SEC("struct_ops/ssthresh") unsigned int ops_ssthresh(void *ctx) { return 2; }
+SEC("struct_ops/cong_avoid") void ops_cong_avoid(void *ctx) {}
+SEC("struct_ops/undo_cwnd") unsigned int ops_undo_cwnd(void *ctx) { return 2; }
+SEC("struct_ops/half_ssthresh") unsigned int half_ssthresh(void *ctx) { return 2; }
+SEC(".struct_ops") struct tcp_congestion_ops whole = {
+	.ssthresh = (void *)ops_ssthresh, .cong_avoid = (void *)ops_cong_avoid, .undo_cwnd = (void *)ops_undo_cwnd,
+	.name = "corematrix_all",
+};
+SEC(".struct_ops") struct tcp_congestion_ops half = { .ssthresh = (void *)half_ssthresh, .name = "corematrix_half" };

@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import GuestLostError, UsageError
 from harness.judge import lost
-from harness.model.expectation import matches
+from harness.model.reading import matches
 from harness.report import FORMATS, markdown, render, untrusted
 from harness.report.kernels import common_words, describe
 from tests.support.facts import begun, evidence, facts, guard, judged, poisoned, prog, relo, run_of

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import backends
-from harness.backends import execution
+from harness.backends import execution, spare_modules
 from harness.session import JudgeRequest
 from tests.support import guests
 from tests.support.objects import compile_object
@@ -17,22 +16,30 @@ from tests.support.objects import compile_object
 pytestmark = pytest.mark.vm
 
 SOURCE = Path(__file__).parents[1] / "objects" / "attach.bpf.c"
-# Links for kprobe.multi came with 5.18 (0dcac2725406), for tcx with 6.6 (e420bed02507).
-LATER = {"multi_there", "tcx_since_6_6"}
+# Links for kprobe.multi came with 5.18 (0dcac2725406), for tcx and uprobe.multi with 6.6 (e420bed02507, 89ae89f53d20).
+LATER = {"multi_there", "tcx_since_6_6", "user_multi_since_6_6"}
 GONE = {
     "kprobe_gone": "symbol gone", "multi_gone": "symbol gone",
     "tp_gone": "tracepoint gone", "raw_gone": "tracepoint gone",
     "tp_too_far": "argument list changed", "raw_too_many": "argument list changed",
 }  # fmt: skip
-UNTRIED = {"tc_by_netlink", "uprobe_untried"}
+GONE |= {"uprobe_gone": "symbol gone", "half_ssthresh": "the kernel refuses this struct"}
+UNTRIED = {"usdt_untried"}
 
-# What the kernel itself lists of links and of programs on cgroups, kprobes and lo.
+# What the kernel itself lists of links, of kprobes and uprobes, of modules, and of what is attached to lo.
 LEFT = """
-import ctypes, os, struct
+import _socket, ctypes, os, struct
 libc = ctypes.CDLL(None, use_errno=True)
 attr = ctypes.create_string_buffer(struct.pack("=III", 0, 0, 0))
 links = libc.syscall(321, 31, attr, 12) == 0
-print(links, open("/sys/kernel/tracing/kprobe_events").read(), open("/sys/kernel/tracing/enabled_functions").read())
+netlink = _socket.socket(16, _socket.SOCK_RAW, 0)
+netlink.send(struct.pack("=IHHII", 36, 38, 0x301, 1, 0) + struct.pack("=BxxxiIII", 0, 1, 0, 0, 0))  # RTM_GETQDISC, dump
+qdiscs = b"clsact" in netlink.recv(1 << 16)
+tracing = "/sys/kernel/tracing/"
+kept = [open(tracing + name).read() for name in ("kprobe_events", "uprobe_events", "enabled_functions")]
+modules = [line.split()[0] for line in open("/proc/modules") if line.startswith(("sch_ingress", "cls_bpf", "act_bpf"))]
+ca = open("/proc/sys/net/ipv4/tcp_available_congestion_control").read()
+print(links, qdiscs, *kept, *modules, "corematrix" in ca)
 """
 
 
@@ -40,8 +47,35 @@ print(links, open("/sys/kernel/tracing/kprobe_events").read(), open("/sys/kernel
     ("identity", "refused"), [("debian-5.10-cloud-amd64", LATER), ("debian-6.12-cloud-amd64", set())]
 )
 def test_attachable_or_why_not(identity: str, refused: set[str], tmp_path: Path) -> None:
+    facts, left = attached(identity, compile_object(SOURCE, tmp_path / "attach.o").read_bytes())
+    found = answers(facts)
+    assert_as_it_should_be(found, refused)
+    for name in refused:
+        assert "has no" in found[name]["error"]
+    assert found["uprobe_elsewhere"]["stand_in"].startswith("/opt/tool/bin/tool is not here: tried on getpid()")
+    assert found["uprobe_there"]["stand_in"] is None
+    assert left.decode().split() == ["False", "False", "False"]
+
+
+@pytest.mark.parametrize("identity", ["debian-5.10-cloud-amd64", "debian-6.12-cloud-amd64"])
+def test_libbpf_attaches_what_it_attaches(identity: str, tmp_path: Path) -> None:
+    """bpf_program__attach() where libbpf has one, our own way for the rest, the same answers."""
+    data = compile_object(SOURCE, tmp_path / "attach.o", "-DLIBBPF_1_1").read_bytes()
+    facts, left = attached(identity, data, loader="libbpf")
+    found = answers(facts)
+    by_libbpf = {name for name, attach in found.items() if "of libbpf 1." in attach["how"]}
+    assert by_libbpf >= {
+        "kprobe_there", "kprobe_gone", "tp_there", "tp_gone", "raw_there", "raw_gone", "btf_there", "fentry_there",
+        "iter_there", "uprobe_there", "ops_ssthresh",
+    }  # fmt: skip
+    assert not by_libbpf & {"tc_there", "msg_there", "socket_there", "cgroup_there", "lookup_there"}
+    assert_as_it_should_be(found, LATER & set(found) if "5.10" in identity else set())
+    assert left.decode().split() == ["False", "False", "False"]
+
+
+def attached(identity: str, data: bytes, *, loader: str = "python") -> tuple[dict[str, Any], bytes]:
+    """Facts, and what the guest says is left afterwards."""
     kernel = guests.kernel(identity)
-    data = compile_object(SOURCE, tmp_path / "attach.o").read_bytes()
     session = backends.open_session(kernel, guests.options(kernel))
     left = b""
 
@@ -50,22 +84,27 @@ def test_attachable_or_why_not(identity: str, refused: set[str], tmp_path: Path)
         left += data
 
     try:
-        request = JudgeRequest(name="attach", attach=True, evidence=False)
+        spare_modules.hand_over(session, data, guests.store(), lambda _line: None)
+        request = JudgeRequest(name="attach", attach=True, evidence=False, loader=loader)
         facts = session.judge(request, data, lambda _message: None)
         command = execution.Command(argv=("python3", "-c", LEFT))
         execution.run(session, command, seconds=60, on_output=take)
     finally:
         session.close()
+    return facts, left
+
+
+def answers(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     assert [prog["name"] for prog in facts["progs"] if not prog["loaded"]] == []
-    found: dict[str, dict[str, Any]] = {prog["name"]: prog["attach"] for prog in facts["progs"]}
+    return {prog["name"]: prog["attach"] for prog in facts["progs"]}
+
+
+def assert_as_it_should_be(found: dict[str, dict[str, Any]], refused: set[str]) -> None:
     for name, attach in found.items():
         wanted = "refused" if name in refused | set(GONE) else "not_attempted" if name in UNTRIED else "attached"
         assert (name, attach["status"]) == (name, wanted), attach
     for name, words in GONE.items():
         assert words in found[name]["error"]
-    for name in refused:
-        assert "has no" in found[name]["error"]
-    assert left.split() == [b"False"], base64.b64encode(left)
 
 
 def test_a_verdict_does_not_depend_on_attaching(tmp_path: Path) -> None:
