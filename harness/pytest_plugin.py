@@ -108,10 +108,12 @@ def _matrix(config: pytest.Config) -> Matrix:
 def _chosen(config: pytest.Config) -> tuple[KernelSpec, ...]:
     from harness import matrix
     from harness.errors import CorematrixError
+    from harness.model.machines import with_this_machine
 
     globs = tuple(config.getoption("--corematrix-kernels"))
     try:
-        return matrix.select_kernels(_matrix(config).kernels, matrix.KernelSelector(globs=globs))
+        rows = with_this_machine(_matrix(config).kernels, globs)
+        return matrix.select_kernels(rows, matrix.KernelSelector(globs=globs))
     except CorematrixError as error:
         raise pytest.UsageError(str(error)) from error
 

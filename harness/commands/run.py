@@ -186,7 +186,8 @@ def _plan(options: argparse.Namespace) -> Job:
     selector = matrix.KernelSelector(
         globs=tuple(options.kernel), tag=options.tag if everywhere else DEFAULT_TAG, arch=options.arch
     )
-    kernels = matrix.select_kernels(with_this_machine(loaded.kernels, options.kernel), selector)
+    named = [*options.kernel, *(cell.partition("/")[0] for cell in options.only)]
+    kernels = matrix.select_kernels(with_this_machine(loaded.kernels, named), selector)
     attaching.check(kernels, options.attach, options.yes_on_this_machine)
     found = objects.find_objects(options.objects)
     matrix.group_by_name(found)

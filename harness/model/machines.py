@@ -77,9 +77,12 @@ def parse_target(text: str) -> SshTarget:
     return SshTarget(host=host, user=user or None, port=int(port), jump=jump)
 
 
-def with_this_machine(rows: Sequence[KernelSpec], globs: Sequence[str]) -> Sequence[KernelSpec]:
-    """The rows, and this machine's own where `-k local` says so in so many words (a glob never finds it)."""
+def with_this_machine(rows: Sequence[KernelSpec], names: Sequence[str]) -> Sequence[KernelSpec]:
+    """The rows without those that are this machine, unless `names` has them in so many words (no glob finds them, and
+    no tag); with one more for `-k local` where no row is called that.
+    """
+    asked = [row for row in rows if row.backend != LOCAL or row.id in names]
     arch = local_architecture()
-    if LOCAL not in globs or arch is None or any(row.id == LOCAL for row in rows):
-        return rows
-    return (*rows, local_spec(arch))
+    if LOCAL not in names or arch is None or any(row.id == LOCAL for row in rows):
+        return asked
+    return [*asked, local_spec(arch)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.model.result import ProgResult
 from harness.report import untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
@@ -28,6 +29,15 @@ def lines(view: View, paint: Paint) -> Iterator[str]:
             first = f"  {pad(name, width)}  {paint(pad(untrusted.line(words), 14), mood)}  "
             yield from paint.wrapped(text, " " * 6, first=first)
             name = ""
+
+
+def words(prog: ProgResult) -> tuple[str, ...]:
+    """The same of one program on one kernel, as a sentence; none without --attach."""
+    if prog.attach is None:
+        return ()
+    said, _ = _WORDS.get(str(prog.attach.get("status")), (str(prog.attach.get("status")), ""))
+    why = prog.attach.get("error") or prog.attach.get("stand_in")
+    return (f"{said} ({prog.attach.get('how')}){f': {why}' if why else ''}",)
 
 
 def _answers(program: Program) -> dict[tuple[str, str | None], list[str]]:

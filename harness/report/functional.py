@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from harness.model.functional import FunctionalOutcome, FunctionalResult
+from harness.model.result import CellResult
 from harness.report import untrusted
 from harness.report.kernels import describe
 from harness.report.paint import Paint, pad
@@ -38,6 +39,14 @@ def lines(view: View, paint: Paint) -> Iterator[str]:
             shown = ""
             for text in untrusted.lines(answer.output).splitlines()[-_LINES:]:
                 yield "    │ " + paint(untrusted.fit(untrusted.line(text), paint.columns - 6), "quiet")
+
+
+def words(cell: CellResult) -> tuple[str, ...]:
+    """The same of one cell, a sentence for each test."""
+    return tuple(
+        f"functional test {test.name}: {test.outcome}{f', {test.reason}' if test.reason else ''}"
+        for test in cell.functional
+    )
 
 
 def _by_test(view: View) -> dict[str, dict[str, FunctionalResult]]:

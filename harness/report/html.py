@@ -14,7 +14,7 @@ from typing import Any
 from harness import ci_log
 from harness.judge.explain import why
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
-from harness.report import audit_format, loaders, suspicion
+from harness.report import attach, audit_format, functional, loaders, suspicion
 from harness.report.audit import TITLES, Topic, audit, guards
 from harness.report.diff import diff
 from harness.report.kernels import describe
@@ -155,7 +155,7 @@ def _result(prog: ProgResult, suspects: tuple[str, ...]) -> tuple[Any, ...]:
         f"{stats.processed_insns} instructions, {stats.total_states} states, stack {stats.stack_depth}" if stats else ""
     )
     stage = f" at {prog.stage}" if prog.stage else ""
-    said = tuple(_(text) for text in (*prog.unmet, *prog.explanation, *suspects, *prog.notes))
+    said = tuple(_(text) for text in (*prog.unmet, *prog.explanation, *suspects, *attach.words(prog), *prog.notes))
     return (f"{prog.verdict}{stage}", _(prog.error or ""), said, _(log or ""), _(path or ""), cost,
             _(prog.expected.reason or "") if prog.expected.rule else "")  # fmt: skip
 
@@ -163,4 +163,5 @@ def _result(prog: ProgResult, suspects: tuple[str, ...]) -> tuple[Any, ...]:
 def _cell(cell: CellResult) -> tuple[Any, ...]:
     about = ", ".join(str(part) for part in (cell.accelerator, cell.start, cell.loader_version) if part)
     said = tuple(_(text) for text in (cell.reason or "", cell.rerun, cell.console_tail or "", about))
-    return (_(cell.id), str(cell.status), *said, tuple(_(text) for text in loaders.lines(cell)))
+    disagreements = tuple(_(text) for text in loaders.lines(cell))
+    return (_(cell.id), str(cell.status), *said, disagreements, tuple(_(text) for text in functional.words(cell)))

@@ -250,6 +250,28 @@ def test_a_key_that_is_not_authorized_is_refused(store: Store, server: sshd.Serv
         open_ssh(store, server.target(key=sshd.make_key(server.directory / "stranger")))
 
 
+def test_the_key_of_an_agent(
+    store: Store, objects: dict[str, bytes], server: sshd.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("ssh-agent") is None:
+        pytest.skip("needs ssh-agent")
+    place = server.directory / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL) as agent:
+        try:
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(place))
+            limit = time.monotonic() + 10
+            while not place.exists() and time.monotonic() < limit:
+                time.sleep(0.02)  # it says nothing when it is ready
+            subprocess.run(["ssh-add", "-q", str(server.directory / "user")], check=True, stderr=subprocess.DEVNULL)
+            session = open_ssh(store, server.target(key=None))
+            try:
+                assert session.judge(JudgeRequest(name="x"), objects["task_state"], lambda _m: None)["progs"]
+            finally:
+                session.close()
+        finally:
+            agent.terminate()
+
+
 def test_nobody_there(store: Store, server: sshd.Server) -> None:
     with pytest.raises(SshError, match="cannot be reached"):
         open_ssh(store, server.target(port=1))

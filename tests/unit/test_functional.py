@@ -218,6 +218,7 @@ def test_every_format_escapes_what_a_command_said(cell: Cell, tmp_path: Path) ->
     for name in ("terminal", "text"):
         assert "── Functional tests" in shown[name]
         assert "\\x1b[31mred" in shown[name]
+    assert "functional test t\\\\x1b[2J: failed, exit status 1" in shown["html"]  # JSON in a page: escaped twice
     assert 'type="functional-failed"' in shown["junit"]
     assert "<script>" not in shown["junit"]
 

@@ -8,6 +8,7 @@ from harness import matrix
 from harness.errors import NothingJudgedError, UsageError
 from harness.matrix import KernelSelector
 from harness.model.expectation import Expectations
+from harness.model.machines import with_this_machine
 from tests.support.cells import kernel_spec, object_file
 
 KERNELS = (
@@ -128,3 +129,15 @@ def test_only_without_a_match_is_an_error() -> None:
     cells = matrix.expand(KERNELS[:1], [object_file("b")], {})
     with pytest.raises(NothingJudgedError, match=r"nearest: debian-5.10-cloud-amd64/b@python"):
         matrix.only(cells, ["debian-5.10-cloud-amd64/bb@python"])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), ["kernel"]), (("*",), ["kernel"]), (("he?e",), ["kernel"]), (("here",), ["kernel", "here"]),
+        (("local",), ["kernel", "local"]), (("here", "local"), ["kernel", "here", "local"]),
+    ],
+)  # fmt: skip
+def test_this_machine_is_asked_only_by_its_name(names: tuple[str, ...], expected: list[str]) -> None:
+    rows = [kernel_spec("kernel"), replace(kernel_spec("here"), backend="local")]
+    assert [row.id for row in with_this_machine(rows, names)] == expected
