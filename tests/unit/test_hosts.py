@@ -4,16 +4,24 @@ should be, no network. A run ends with the right status, says what is wrong and 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harness import cli
+from tests.support import fake_run, forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "programs" / "build"
@@ -21,14 +29,21 @@ KERNEL = "debian-6.1-cloud-amd64"
 
 
 def fake(objects: Path, output: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A run of three cells without guests."""
-    command = [
-        sys.executable, "-m", "tests.support.fake_run", os.devnull, "0", "run", str(objects), "-k", KERNEL,
-        "-k", "debian-5.10-cloud-amd64", "--output", str(output), *more,
+    """A run of three cells without guests; in a process of its own where the interpreter has to start anew."""
+    words = [
+        os.devnull, "0", "run", str(objects), "-k", KERNEL, "-k", "debian-5.10-cloud-amd64", "--output", str(output),
+        *more,
     ]  # fmt: skip
     own = {**os.environ, "PYTHONPATH": str(ROOT), "COREMATRIX_CACHE": str(objects.parent / "cache"), **environment}
-    return subprocess.run(command, cwd=objects.parent, env={k: v for k, v in own.items() if v != "-"},
+    own = {name: value for name, value in own.items() if value != "-"}
+    if not any(name.startswith(_AT_START) for name in environment):
+        return forked.run(lambda each: fake_run.main(*each), words, cwd=objects.parent, env=own)
+    return subprocess.run([sys.executable, "-m", "tests.support.fake_run", *words], cwd=objects.parent, env=own,
                           capture_output=True, check=False, timeout=120)  # fmt: skip
+
+
+# What the interpreter looks at when it starts.
+_AT_START = ("PYTHON", "LC_", "LANG")
 
 
 @pytest.fixture
@@ -135,6 +150,30 @@ def test_paths_of_any_name(tmp_path: Path, objects: Path, name: str) -> None:
     assert {cell["status"] for cell in run["cells"]} == {"passed"}
 
 
+@pytest.mark.parametrize("columns", [20, 1])
+def test_a_terminal_of_few_columns(objects: Path, columns: int) -> None:
+    """A real one, with its progress redrawn: nothing is wider than it, and every name can still be put together."""
+    words = [sys.executable, "-m", "tests.support.fake_run", os.devnull, "0", "run", str(objects), "-k", KERNEL,
+             "--output", str(objects.parent / "runs")]  # fmt: skip
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "COREMATRIX_CACHE": str(objects.parent / "cache"), "TERM": "xterm"}
+    own.pop("COLUMNS", None)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(words, env=own, cwd=objects.parent, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = bytearray()
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while data := os.read(ours, 1 << 16):
+                said += data
+    os.close(ours)
+    assert process.returncode == 0, said
+    assert b"Traceback" not in said
+    assert len(stored(objects.parent / "runs")["cells"]) == 2
+    if columns == 20:
+        assert b"sizes" in said
+        assert b"2 passed" in said.replace(b"\r\n", b" ")
+
+
 def test_output_that_goes_nowhere(objects: Path) -> None:
     """`> /dev/full`: what was found out is stored all the same, and the status says that something is wrong."""
     with Path("/dev/full").open("wb") as full:
@@ -150,14 +189,17 @@ def test_output_that_goes_nowhere(objects: Path) -> None:
 # --- QEMU that is not what it should be
 
 
-def real(tmp_path: Path, path: str, *more: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def real(tmp_path: Path, path: str, *more: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
     """A run with the cache of this machine and whatever QEMU `path` has."""
     if not PROGRAMS.joinpath("sizes.bpf.o").is_file():
         pytest.skip("programs/ is not built (make -C programs)")
-    command = [*prefix, sys.executable, "-m", "harness.cli", "run", str(PROGRAMS / "sizes.bpf.o"), "-k", KERNEL,
-               "--output", str(tmp_path / "runs"), "--timeout", "5", "--cold", *more]  # fmt: skip
+    words = ["run", str(PROGRAMS / "sizes.bpf.o"), "-k", KERNEL, "--output", str(tmp_path / "runs"), "--timeout", "5",
+             "--cold", *more]  # fmt: skip
     own = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=200)
+    if not prefix:
+        return forked.run(cli.main, words, cwd=tmp_path, env=own)
+    command = [*prefix, sys.executable, "-m", "harness.cli", *words]
+    return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, check=False, timeout=200)
 
 
 def cached() -> None:
@@ -200,7 +242,7 @@ def test_a_qemu_that_is_too_old_crashes_or_is_killed(script: str, tmp_path: Path
     binary.write_text(f"#!/bin/sh\n{script}\n")
     binary.chmod(0o755)
     done = real(tmp_path, f"{binary.parent}:/usr/bin:/bin")
-    assert "Traceback" not in done.stderr
+    assert b"Traceback" not in done.stderr
     assert done.returncode == exit_status, done.stderr
     (cell,) = stored(tmp_path / "runs")["cells"]
     assert (cell["status"], said in cell["reason"]) == (status, True), cell["reason"]
