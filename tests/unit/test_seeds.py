@@ -9,18 +9,21 @@ import re
 import shutil
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.support.objects import OBJECTS, PROGRAMS, clang_run, compile_object, disassembly, target_btf
+from tests.support.objects import OBJECTS, PROGRAMS, clang_run, compile_object, disassembly, target_btf, tool
 from tests.support.real_libbpf import Libbpf, needs_bpf
 
 SEEDS = OBJECTS / "seeds"
 DOES_NOT_COMPILE = {
     "bitfield_three_arguments": "too many arguments provided to function-like macro invocation",
     "enum_preserved": "too few arguments to function call, expected 2, have 1",
+    "flavor_assigned_back": "no member named 'experimental' in 'struct task_struct'",
     "missing_parenthesis": r"expected '\)'",
+    "read_field_builtin": "use of unknown builtin '__builtin_bpf_read_field'",
 }
 COMPILES = sorted({path.name.removesuffix(".bpf.c") for path in SEEDS.glob("*.bpf.c")} - set(DOES_NOT_COMPILE))
 BTFHUB = Path("/work/shared/btf")
@@ -69,6 +72,7 @@ def test_const_without_volatile_leaves_no_switch(tmp_path: Path) -> None:
 # (example, program, poisoned instructions on any kernel): with poison alive libbpf's load ends in -EINVAL.
 POISONED_EVERYWHERE = [
     ("fpath", "fpath"),
+    ("fpath", "file_path"),
     ("fpath", "binfmt_executable"),
     ("inet_macros", "daddr"),
     ("inet_macros", "dport"),
@@ -134,6 +138,55 @@ def test_the_name_behind_a_pointer_must_be_followed(tmp_path: Path) -> None:
     executable = Path("/proc/self/exe").resolve().name.encode()
     assert followed == executable[:63]
     assert published != followed
+
+
+@needs_bpf
+def test_a_bitfield_read_of_any_integer_and_a_direct_read_by_the_builtin_alone(tmp_path: Path) -> None:
+    """Run in this machine's kernel, for a thread of this process; held against /proc and the thread's own id."""
+    judge, built = Libbpf(), seed("bitfield_integer", tmp_path)
+    expected: list[int] = []
+    with judge.loaded(built) as (judgement, opened):
+        assert judgement.errno == 0, judgement.messages
+        assert opened is not None
+
+        def in_a_thread() -> None:
+            judge.run(opened, "integers")
+            after_name = Path("/proc/thread-self/stat").read_text().rpartition(") ")[2].split()
+            expected[:] = [int(after_name[35]), threading.get_native_id()]  # proc(5): (38) exit_signal
+
+        thread = threading.Thread(target=in_a_thread)
+        thread.start()
+        thread.join()
+        values = [int.from_bytes(judge.value(opened, "values", key, 8), "little", signed=True) for key in (0, 1)]
+    assert values == expected and values[0] == -1
+    statement = judge.load(built, "statement")
+    assert (statement.errno, statement.poisoned) == (0, 0)
+    assert "task_struct::pid" in disassembly(built).split("<statement>:")[1]
+
+
+def test_objdump_shows_relocations_of_core_only_when_it_disassembles(tmp_path: Path) -> None:
+    """The guide's `llvm-objdump -r` "to verify relocations"."""
+    built = compile_object(PROGRAMS / "task_state.bpf.c", tmp_path / "task_state.bpf.o")
+    alone = subprocess.run([tool("llvm-objdump"), "-r", built], capture_output=True, text=True, check=True).stdout
+    assert "R_BPF_64_64" in alone and "CO-RE" not in alone
+    assert "CO-RE <byte_off>" in disassembly(built)
+
+
+def test_what_makes_pt_regs_relocatable_is_the_declaration_and_not_the_macro(tmp_path: Path) -> None:
+    """The guide: "PT_REGS_PARM1 is CO-RE-aware"."""
+    text = '#include "types.h"\n{regs}\n#include <bpf/bpf_helpers.h>\n#include <bpf/bpf_tracing.h>\n' + (
+        'SEC("kprobe/vfs_open") int f(struct pt_regs *ctx) {{ bpf_printk("%lx", PT_REGS_PARM1(ctx)); return 0; }}\n'
+        'char LICENSE[] SEC("license") = "GPL";\n'
+    )
+    marked = "struct pt_regs {{ unsigned long rdi; }} {attribute};"
+    found = {}
+    for name, regs in (("ours", '#include "pt_regs.h"'), ("as vmlinux.h marks it", marked.format(attribute="__core")),
+                       ("unmarked", marked.format(attribute=""))):  # fmt: skip
+        source = tmp_path / "p.bpf.c"
+        source.write_text(text.format(regs=regs))
+        built = compile_object(source, tmp_path / "p.o", "-D__TARGET_ARCH_x86")
+        found[name] = "CO-RE" in disassembly(built)
+    assert found == {"ours": False, "as vmlinux.h marks it": True, "unmarked": False}
 
 
 @needs_bpf

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * Reference guide, BPF_CORE_READ(): `fpath` (the field is f_path), and in BPF_CORE_READ_INTO() a walk mm->binfmt->executable (linux_binfmt has no such
- * member). Declared here as the guide uses them: both are poison on every kernel.
+ * Reference guide, BPF_CORE_READ(): `fpath`, and one example above it `path` (the field is f_path), and in BPF_CORE_READ_INTO() a walk
+ * mm->binfmt->executable (linux_binfmt has no such member). Declared here as the guide uses them: all are poison on every kernel.
  */
 #include "types.h"
 #include <bpf/bpf_helpers.h>
@@ -19,6 +19,7 @@ struct path {
 
 struct file {
 	struct path fpath;
+	struct path path;
 } __core;
 
 struct linux_binfmt {
@@ -40,6 +41,14 @@ int fpath(void *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	return BPF_CORE_READ(task, mm, exe_file, fpath.dentry) != NULL;
+}
+
+SEC("raw_tp/sched_process_exec")
+int file_path(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, mm, exe_file, path.dentry) != NULL;
 }
 
 SEC("raw_tp/sched_process_exec")
