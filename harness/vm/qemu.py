@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import os
 import re
 import socket
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from harness import proc
 from harness.errors import InfrastructureError
@@ -18,6 +20,7 @@ from harness.vm.devices import Device
 from harness.vm.qmp import Qmp
 
 _MAX_COMPLAINT = 2000
+_MOST_SAID = 64 << 10
 _VERSION = re.compile(r"version (\d+\.\d+\.\d+)(?: \((.*)\))?")
 
 
@@ -64,7 +67,7 @@ class Qemu:
         self.console = Console(console)
         self.monitor = Qmp(monitor)
         try:
-            self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+            self._complaints = _bounded_file(_MOST_SAID)
             self._process = proc.spawn(words, pass_fds=descriptors, stderr=self._complaints)
         except BaseException:
             monitor.close()
@@ -95,7 +98,7 @@ class Qemu:
         self.console.finish()
         if not self._complaints.closed:
             self._complaints.seek(0)
-            self._said = self._complaints.read(_MAX_COMPLAINT)
+            self._said = self._complaints.read(_MAX_COMPLAINT).rstrip(b"\0")
             self._complaints.close()
         return status
 
@@ -104,6 +107,16 @@ class Qemu:
 
     def __exit__(self, *_exc: object) -> None:
         self.end()
+
+
+def _bounded_file(size: int) -> BinaryIO:
+    """A file of zeros in memory that cannot grow: what is written beyond is refused (memfd_create(2), F_SEAL_GROW). A
+    guest can make QEMU complain without end, and the directory for temporary files may be full.
+    """
+    descriptor = os.memfd_create("complaints", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return os.fdopen(descriptor, "w+b")
 
 
 def firmware(name: str) -> str | None:

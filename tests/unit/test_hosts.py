@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,6 +247,35 @@ def test_a_qemu_that_is_too_old_crashes_or_is_killed(script: str, tmp_path: Path
     assert done.returncode == exit_status, done.stderr
     (cell,) = stored(tmp_path / "runs")["cells"]
     assert (cell["status"], said in cell["reason"]) == (status, True), cell["reason"]
+
+
+@pytest.fixture
+def complaining_qemu(tmp_path: Path) -> str:
+    """A path with a QEMU that complains for ever."""
+    cached()
+    binary = tmp_path / "bin" / "qemu-system-x86_64"
+    binary.parent.mkdir()
+    binary.write_text(f"#!/bin/sh\n{_VERSION.format(4)} exec yes 'no good' >&2;; esac\n")
+    binary.chmod(0o755)
+    return f"{binary.parent}:/usr/bin:/bin"
+
+
+def test_without_a_directory_for_temporary_files_and_with_a_qemu_that_complains_for_ever(
+    tmp_path: Path, complaining_qemu: str
+) -> None:
+    """/tmp full, and more: a run needs none. What QEMU says is kept in memory, and no more than 64 KiB of it."""
+
+    def without_tmp(words: list[str]) -> int:
+        tempfile.tempdir = "/nonexistent"
+        return cli.main(words)
+
+    words = ["run", str(PROGRAMS / "sizes.bpf.o"), "-k", KERNEL, "--output", str(tmp_path / "runs"), "--cold"]
+    done = forked.run(without_tmp, words, cwd=tmp_path, env={**os.environ, "PATH": complaining_qemu})
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 7, done.stderr
+    (cell,) = stored(tmp_path / "runs")["cells"]
+    assert "QEMU: no good; no good" in cell["reason"]
+    assert len(cell["reason"]) < 4000
 
 
 def test_without_qemu_the_package_is_named(tmp_path: Path) -> None:
