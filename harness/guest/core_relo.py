@@ -176,7 +176,11 @@ class _Relocator:
         if obj.btf is None or obj.btf_ext is None:
             return run
         for info in obj.btf_ext.core_relos:
-            section = obj.elf.section(obj.btf.string(info.sec_name_off))
+            name = _section_name(obj.btf, info.sec_name_off)
+            if not name:
+                self._fail(None, CoreError("records of a section without a name", EINVAL, "bad_section"))
+                return run
+            section = obj.elf.section(name)
             sec_idx = section.index if section is not None else 0
             for record in info.records:
                 if not self._record_done(sec_idx, record):
@@ -290,6 +294,14 @@ class _Relocator:
         if spec is None:
             entry["why_not"] = matcher.why or "does not match"
         return spec
+
+
+def _section_name(btf: Btf, offset: int) -> str:
+    """Empty also where it lies outside the strings, as libbpf has it (str_is_empty(btf__name_by_offset()))."""
+    try:
+        return btf.string(offset)
+    except MalformedBtf:
+        return ""
 
 
 def _check_ambiguity(first: Result, first_spec: Spec, result: Result, spec: Spec) -> None:

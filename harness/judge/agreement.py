@@ -18,6 +18,7 @@ Row = dict[str, Any]
 
 _LDIMM64, _PSEUDO_BTF_ID = 0x18, 3
 _MAX_INSN_ROWS = 5
+_SPEC_MAX = 255  # libbpf writes a spec into 256 bytes (spec_buf of bpf_core_calc_relo_insn())
 
 
 def disagreements(python: Facts, libbpf: Facts) -> list[Row]:
@@ -78,11 +79,18 @@ def _relo_key(line: Mapping[str, Any]) -> str:
 
 
 def _relo_fields(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    yield from _fields(mine, theirs, ("outcome", "local_spec", "before"))
+    yield from _fields(mine, theirs, ("outcome", "before"))
+    yield from _specs(mine, theirs, "local_spec")
     if mine["outcome"] == theirs["outcome"] != "error":
-        yield from _fields(mine, theirs, ("target_spec", "new_value", "after"))
+        yield from _specs(mine, theirs, "target_spec")
+        yield from _fields(mine, theirs, ("new_value", "after"))
     if theirs["orig_value"] is not None:  # libbpf names it only where it patches a value
         yield from _fields(mine, theirs, ("orig_value",))
+
+
+def _specs(mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any, Any]]:
+    if (mine[name] or "")[:_SPEC_MAX] != (theirs[name] or "")[:_SPEC_MAX]:
+        yield name, mine[name], theirs[name]
 
 
 def _fields(mine: Mapping[str, Any], theirs: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:

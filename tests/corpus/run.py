@@ -29,11 +29,19 @@ _SECONDS_PER_OBJECT = 60
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_local(objects: Sequence[tuple[str, Path]], libbpf: str | None) -> Iterator[Compared]:
-    """On this machine's kernel, a process for each batch; an object whose process dies is tried again alone."""
+def run_local(
+    objects: Sequence[tuple[str, Path]],
+    libbpf: str | None,
+    wanted: Callable[[str, str], bool] = lambda _kernel, _name: True,
+) -> Iterator[Compared]:
+    """On this machine's kernel, a process for each batch; an object whose process dies is tried again alone. Of a batch
+    whose turn comes only what is `wanted` then.
+    """
     pending = [list(objects[start : start + _BATCH]) for start in range(0, len(objects), _BATCH)]
     while pending:
-        batch = pending.pop(0)
+        batch = [(name, path) for name, path in pending.pop(0) if wanted("local", name)]
+        if not batch:
+            continue
         answers, why = _worker(batch, libbpf)
         for name, path in batch:
             if name in answers:
@@ -141,7 +149,7 @@ def _run(options: argparse.Namespace, wanted: Callable[[str, str], bool]) -> Ite
 
             yield from run_guests(chosen, options.kernels, store, wanted)
         else:
-            yield from run_local([(name, path) for name, path in chosen if wanted("local", name)], options.libbpf)
+            yield from run_local(chosen, options.libbpf, wanted)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,38 @@ def test_damages_reach_fatal_outcomes() -> None:
     assert fatal > len(DAMAGES) // 2
 
 
+# What is written where in .BTF.ext: offsets from its start, or from the core_relo records (u32 record size, then
+# sections {sec_name_off, num_info}). The letter is what libbpf makes of it: i(gnores records), f(atal), r(elocates).
+HEADERS = {
+    "magic": ("header", 0, "<H", 0x1234, "i"), "version": ("header", 2, "<B", 2, "i"),
+    "flags": ("header", 3, "<B", 1, "i"), "header_before_core_relo": ("header", 4, "<I", 24, "i"),
+    "header_tiny": ("header", 4, "<I", 8, "i"), "header_huge": ("header", 4, "<I", 1 << 20, "i"),
+    "core_len_none": ("header", 28, "<I", 0, "i"), "core_len_of_a_size_alone": ("header", 28, "<I", 4, "i"),
+    "core_len_huge": ("header", 28, "<I", 1 << 28, "i"), "core_len_odd": ("header", 28, "<I", 210, "i"),
+    "func_len_none": ("header", 12, "<I", 0, "r"), "line_len_none": ("header", 20, "<I", 0, "r"),
+    "func_len_odd": ("header", 12, "<I", 3, "i"),
+    "record_small": ("core", 0, "<I", 12, "i"), "record_no_multiple": ("core", 0, "<I", 18, "i"),
+    "record_empty": ("core", 0, "<I", 0, "i"), "record_larger": ("core", 0, "<I", 20, "i"),
+    "section_empty": ("core", 8, "<I", 0, "i"), "section_huge": ("core", 8, "<I", 1 << 30, "i"),
+    "section_short": ("core", 8, "<I", 1, "i"), "section_of_no_name": ("core", 4, "<I", 0, "f"),
+    "section_name_outside": ("core", 4, "<I", 1 << 20, "f"), "section_of_another_name": ("core", 4, "<I", 1, "r"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_damaged_btf_ext(name: str) -> None:
+    place, offset, form, value, known = HEADERS[name]
+    data = bytearray(compile_bpf(LOCAL))
+    section = BpfObject(bytes(data)).elf.section(".BTF.ext")
+    assert section is not None
+    hdr_len, core_off = struct.unpack_from("<I16xI", data, section.offset + 4)
+    start = section.offset + (hdr_len + core_off if place == "core" else 0)
+    struct.pack_into(form, data, start + offset, value)
+    run, judged = _both(bytes(data), compile_target(TARGET, "struct s", "enum e"))
+    assert known == ("f" if not judged.relocated else "r" if judged.decisions else "i"), judged.log
+    assert (run.error is not None) == (known == "f")
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_random_records(seed: int) -> None:
     """Records with other types, access strings and kinds than the compiler wrote, on the instructions it wrote."""

@@ -43,6 +43,20 @@ def field(local: str, path: str, kind: str = "BYTE_OFF") -> str:
     return f"r += field_info((({local} *)p)->{path}, {kind});"
 
 
+def nested(levels: int) -> str:
+    """A struct that is `levels` members above the int `x` in the innermost one."""
+    inner = "struct d0 { int x; };" + "".join(f" struct d{n} {{ struct d{n - 1} m; }};" for n in range(1, levels))
+    return f"{inner} struct s {{ int pad; struct d{levels - 1} m; }};"
+
+
+def anonymous(levels: int) -> str:
+    return "struct s { int pad; " + "struct { " * levels + "int b; " + "}; " * levels + "};"
+
+
+def pointers(levels: int) -> str:
+    return f"typedef int {'*' * levels}q;"
+
+
 # fmt: off
 S = "struct s"
 CASES = [
@@ -86,7 +100,18 @@ CASES = [
     Case("incompatible_ends_search", "struct s { int b; };", field(S, "b"), "struct s { int *b; };", (S,), "p"),
     Case("union_members", "union s { int a; long b; };", field("union s", "b"), "union s { long b; };", ("union s",), "r"),
     Case("target_without_size", "typedef struct h h; struct h { int a; }; ", "r += field_info(((h *)p)->a, BYTE_OFF);", "struct h; typedef struct h h; struct k { h *x; };", ("struct k",), "e"),
+    Case("levels_most", nested(62), field(S, "m." * 62 + "x"), nested(62).replace("int pad", "long pad"), (S,), "r"),
+    Case("levels_too_many", nested(63), field(S, "m." * 63 + "x"), nested(63), (S,), "e"),
+    Case("anonymous_levels", "struct s { int b; };", field(S, "b"), anonymous(40), (S,), "r"),
+    Case("anonymous_levels_too_many", "struct s { int b; };", field(S, "b"), anonymous(70), (S,), "e"),
     # 1.6 field types
+    Case("typedef_chain", "typedef int a; typedef const a b; typedef volatile b c; struct s { c x; };", field(S, "x"), "struct s { long y; unsigned x; };", (S,), "r"),
+    Case("float_for_double", "struct s { double b; };", field(S, "b"), "struct s { int a; float b; };", (S,), "r"),
+    # 1.7 depth
+    Case("pointers_most", pointers(31), "r += type_info(q, T_EXISTS);", pointers(31), ("q",), "r"),
+    Case("pointers_too_many", pointers(32), "r += type_info(q, T_EXISTS);", pointers(32), ("q",), "e"),
+    Case("pointers_too_many_to_match", pointers(32), "r += type_info(q, T_MATCHES);", pointers(32), ("q",), "e"),
+    Case("functions_in_functions", "typedef int (*a)(int); typedef a (*b)(a); typedef b (*q)(b);", "r += type_info(q, T_EXISTS);", "typedef int (*a)(int); typedef a (*b)(a); typedef b (*q)(b);", ("q",), "r"),
     Case("int_any_width", "struct s { int b; };", field(S, "b"), "struct s { char pad; unsigned long long b; };", (S,), "r"),
     Case("int_for_bool", "struct s { int b; };", field(S, "b"), "struct s { char pad; bool b; };", (S,), "r"),
     Case("ptr_any_pointee", "struct s { int *b; };", field(S, "b"), "struct s { char pad; struct q *b; };", (S,), "r"),
@@ -119,6 +144,8 @@ CASES = [
     Case("typedef_of_double", "typedef double d; struct s { int a; };", "r += type_info(d, T_EXISTS); r += type_info(d, T_SIZE);", "typedef double d;", ("d",), "rr"),
     Case("typedef_kinds", "typedef int a; typedef int *b; typedef int (*c)(int, long); typedef int d[4]; typedef struct { int x; } e;", "".join(f"r += type_info({t}, T_EXISTS);" for t in "abcde"), "typedef long a; typedef void *b; typedef void (*c)(int, long); typedef long d[7]; typedef union { int x; } e;", tuple("abcde"), "rrrrr"),
     Case("function_types", "typedef int (*a)(int); typedef int (*b)(int, int); typedef void (*c)(struct q *); typedef int (*d)(int);", "".join(f"r += type_info({t}, T_EXISTS);" for t in "abcd"), "typedef int (*a)(void *); typedef int (*b)(int); typedef void (*c)(struct z *); typedef void (*d)(int);", tuple("abcd"), "rrrr"),
+    Case("size_of_forward", "struct h; typedef struct h h;", "r += type_info(h, T_SIZE);", "struct h; typedef struct h h; struct k { h *x; };", ("struct k",), "e"),
+    Case("signs_of_small", "struct s { bool a; char b; signed char c; unsigned char d; };", "".join(field(S, m, "SIGNED") for m in "abcd"), "struct s { char a; bool b; unsigned char c; signed char d; };", (S,), "rrrr"),
     Case("enum_values", "enum e { A = 1, B = 2, C___x = 3, GONE = 4 };", "".join(f"r += enum_value(enum e, {v}, {k});" for v in ("A", "B", "C___x", "GONE") for k in ("E_EXISTS", "E_VALUE")), "enum e { A = 10, B___y = 20, C = 30 };", ("enum e",), "rrrrrrrp"),
     Case("enum_negative", "enum e { A = -5 };", "r += enum_value(enum e, A, E_VALUE);", "enum e { X = 7, A = -9 };", ("enum e",), "r"),
     Case("enum_unsigned_high", "enum e { A = 0xAAAAAAAAU };", "r += enum_value(enum e, A, E_VALUE);", "enum e { A = 0xBBBBBBBBU };", ("enum e",), "e"),
@@ -147,6 +174,7 @@ CASES = [
     Case("store_immediate_widens", "struct s { u32 b; } PAI;", "((struct s *)p)->b = 7;", "struct s { int a; u64 b; };", (S,), "r", cpu="v4"),
     Case("load_far", "struct s { u32 b; } PAI;", "r += ((struct s *)p)->b;", "struct s { char a[40000]; u32 b; };", (S,), "e"),
     Case("load_just_near", "struct s { u32 b; } PAI;", "r += ((struct s *)p)->b;", "struct s { char a[32764]; u32 b; };", (S,), "r"),
+    Case("load_just_far", "struct s { u32 b; } PAI;", "r += ((struct s *)p)->b;", "struct s { char a[32768]; u32 b; };", (S,), "e"),
     Case("offset_far_in_alu", "struct s { u32 b; };", field(S, "b"), "struct s { char a[40000]; u32 b; };", (S,), "r"),
     Case("load_sized_array_member", "struct s { u32 n; u32 b[4]; } PAI;", "u32 *q = ((struct s *)p)->b; r += (u64)q;", "struct s { u64 n; u32 b[9]; };", (S,), "r"),
     Case("load_odd_width", "struct s { u64 b; } PAI;", "r += ((struct s *)p)->b;", "struct s { int a; unsigned __int128 b; };", (S,), "e"),

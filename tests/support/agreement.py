@@ -58,9 +58,9 @@ def _decision_difference(ours: CoreRelo, theirs: Decision) -> list[str]:
         "outcome": (ours.outcome, theirs.outcome),
     }
     if theirs.local_spec is not None or ours.outcome != "error":  # libbpf can give up before it prints the spec
-        pairs["local_spec"] = (ours.local_spec, theirs.local_spec)
+        pairs["local_spec"] = (_cut(ours.local_spec), _cut(theirs.local_spec))
     if ours.outcome != "error":
-        pairs["target_spec"] = (ours.target_spec, theirs.target_spec)
+        pairs["target_spec"] = (_cut(ours.target_spec), _cut(theirs.target_spec))
     if ours.outcome == "resolved":
         pairs["orig_value"] = (ours.orig_value, theirs.orig_value)
         pairs["new_value"] = (ours.new_value, theirs.new_value)
@@ -92,3 +92,8 @@ def _code_difference(obj: BpfObject, judged: Judgement, skip: Collection[str]) -
                     found.append(f"{prog.name}/{part.name} insn {index}: ours {mine.hex()}, libbpf {other.hex()}")
             at += part.insn_count
     return found
+
+
+def _cut(spec: str | None) -> str | None:
+    """libbpf has room for 255 characters of a spec (spec_buf of bpf_core_calc_relo_insn())."""
+    return None if spec is None else spec[:255]
