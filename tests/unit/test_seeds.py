@@ -174,7 +174,8 @@ def test_objdump_shows_relocations_of_core_only_when_it_disassembles(tmp_path: P
 
 def test_what_makes_pt_regs_relocatable_is_the_declaration_and_not_the_macro(tmp_path: Path) -> None:
     """The guide: "PT_REGS_PARM1 is CO-RE-aware"."""
-    text = '#include "types.h"\n{regs}\n#include <bpf/bpf_helpers.h>\n#include <bpf/bpf_tracing.h>\n' + (
+    text = (
+        '#include "types.h"\n{regs}\n#include <bpf/bpf_helpers.h>\n#include <bpf/bpf_tracing.h>\n'
         'SEC("kprobe/vfs_open") int f(struct pt_regs *ctx) {{ bpf_printk("%lx", PT_REGS_PARM1(ctx)); return 0; }}\n'
         'char LICENSE[] SEC("license") = "GPL";\n'
     )
