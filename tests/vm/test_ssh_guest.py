@@ -4,8 +4,12 @@ machine's. A guest has no network card, so one connection to a port here is carr
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import socket
+import subprocess
+import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,6 +22,7 @@ import pytest
 from harness import backends
 from harness.backends import execution
 from harness.kernels import provide
+from harness.model.arch import Architecture
 from harness.model.kernel import KernelSpec
 from harness.model.machines import SshSource, SshTarget
 from harness.session import JudgeRequest
@@ -87,12 +92,28 @@ def guest_with_sshd(directory: Path) -> Iterator[SshTarget]:
         port = listener.getsockname()[1]
         kind, key = host.with_suffix(".pub").read_text().split()[:2]
         (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
-        execution.run(guest, prepared(host, user), seconds=120, on_output=lambda _stream, _data: None)
+        for command in (python_library(kernel.spec.arch), prepared(host, user)):
+            assert execution.run(guest, command, seconds=120, on_output=lambda _stream, _data: None).code == 0
         carrier = threading.Thread(target=carry, args=(guest, listener), daemon=True)
         carrier.start()
         yield SshTarget(
             host="127.0.0.1", port=port, user="root", key=user, known_hosts=directory / "known_hosts"
         )  # fmt: skip
+
+
+def python_library(arch: Architecture) -> execution.Command:
+    """The rest of Python's library: a guest holds what PID 1 needs, and a machine has all of it."""
+    files = []
+    for deb in guests.packages(arch).paths:
+        unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+            for member in archive:
+                path = member.name.removeprefix(".")
+                if member.isfile() and re.fullmatch(r"/usr/lib/python3\.\d+/(?!lib2to3|test).*\.py", path):
+                    data = archive.extractfile(member)
+                    assert data is not None
+                    files.append(execution.GuestFile(path=path, data=data.read(), mode=0o644))
+    return execution.Command(argv=("python3", "-c", ""), files=tuple(files))
 
 
 def prepared(host: Path, user: Path) -> execution.Command:
