@@ -9,8 +9,8 @@ from pathlib import Path
 
 from harness.guest import btf
 from harness.guest.btf import Btf
-from harness.kernels import tree_source
-from harness.kernels.struct_source import StructSource
+from harness.kernels import function_source, tree_source
+from harness.kernels.struct_source import Condition, StructSource
 from harness.model.result import KernelResult
 from harness.report.config_suspects import Place, Sources
 from harness.report.field_path import Member
@@ -39,9 +39,12 @@ def _readable(kernel: KernelResult) -> bool:
 
 
 def _places_of(kernel: KernelResult, members: Collection[Member]) -> Mapping[Member, Sequence[Place]]:
-    found = {}
+    found: dict[tuple[str, str], tuple[Condition, ...]] = {}
+    tree = kernel.source["tree"]
     with suppress(OSError):  # a tree that is being changed; the other evidence stands
-        found = _structs(kernel.source["tree"], tree_source.directory_of(kernel.arch)).conditions(members)
+        found |= {member: function_source.conditions(Path(tree), member.name) for member in members if not member.type}
+        types = [member for member in members if member.type]
+        found |= _structs(tree, tree_source.directory_of(kernel.arch)).conditions(types) if types else {}
     return {
         Member(*item): [Place(option=each.option, text=f"{each.file}:{each.line}") for each in conditions]
         for item, conditions in found.items()

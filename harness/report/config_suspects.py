@@ -18,7 +18,7 @@ from typing import NamedTuple
 from harness.guest.btf import Btf
 from harness.model.result import KernelResult, ProgResult, RunResult
 from harness.model.suspicion import ConfigSuspect, ConfigSuspicion
-from harness.model.verdict import Outcome, Verdict
+from harness.model.verdict import Outcome, Stage, Verdict
 from harness.report.field_path import Member, has, split, walk
 from harness.report.option_names import OptionNames
 from harness.report.view import Program, View
@@ -80,6 +80,7 @@ class _Group:
     progs: dict[str, None] = field(default_factory=dict)
     externs: dict[str, None] = field(default_factory=dict)
     needs: str | None = None
+    target: str | None = None
 
 
 _Sides = tuple[str, frozenset[str], frozenset[str]]  # field, those that lack it, those that have it
@@ -90,17 +91,35 @@ def suspects(run: RunResult, sources: Sources) -> tuple[ConfigSuspicion, ...]:
     view = View(run)
     kernels = {cell.kernel.id: cell.kernel for cell in run.cells}
     known = {name for name, kernel in kernels.items() if kernel.config_sha256}
-    groups: dict[_Sides, _Group] = {}
+    groups: dict[tuple[_Sides, str], _Group] = {}
     for program in view.all_programs():
         label = f"{view.label(program.subject)}/{program.name}"
         for sides, needs in _differences(program, known):
-            group = groups.setdefault(sides, _Group(needs=needs))
+            # A field is missing for every program alike; what refuses a program may be its own.
+            target = None if sides[0] else _target(program, sides[1])
+            group = groups.setdefault((sides, "" if sides[0] else label), _Group(needs=needs, target=target))
             group.progs[label] = None
-            asked = (extern.name for cell in program.cells.values() for extern in cell.externs)
-            group.externs |= dict.fromkeys(name for name in asked if name.startswith("CONFIG_"))
+            group.externs |= dict.fromkeys(_asked(program, sides[1]))
     judge = _Judge(kernels=kernels, sources=sources)
-    suspicions = (judge.suspicion(sides, group) for sides, group in groups.items())
+    suspicions = (judge.suspicion(sides, group) for (sides, _), group in groups.items())
     return tuple(item for item in suspicions if item is not None)
+
+
+def _target(program: Program, lacking: Collection[str]) -> str | None:
+    """The kernel function a program attaches to by BTF, where it is refused before the verifier saw it."""
+    for kernel in lacking:
+        prog = program.results[kernel]
+        if prog.prog_type in {"tracing", "lsm"} and prog.stage is Stage.PRE_VERIFIER and "/" in prog.section:
+            return prog.section.rpartition("/")[2]
+    return None
+
+
+def _asked(program: Program, lacking: Collection[str]) -> list[str]:
+    """The switches a program's object reads; only those it cannot do without where that is why it is refused."""
+    externs = [extern for cell in program.cells.values() for extern in cell.externs]
+    refused = [extern for kernel in lacking for extern in program.cells[kernel].externs
+               if extern.outcome != "resolved" and not extern.weak]  # fmt: skip
+    return [extern.name for extern in refused or externs if extern.name.startswith("CONFIG_")]
 
 
 def _differences(program: Program, known: Collection[str]) -> Iterator[tuple[_Sides, str | None]]:
@@ -195,6 +214,7 @@ class _Judge:
         """(option, what speaks for it): the source of any of the kernels, the program type, the object's externs."""
         readable = [kernel for kernel in (*have, *lack) if self.sources.readable(self.kernels[kernel])]
         steps = self._lost(name, lack, have) if readable else []
+        steps += [Member("", group.target)] if group.target else []
         for kernel in readable if steps else ():
             places = self.sources.places_of(self.kernels[kernel], steps)
             for step in steps:

@@ -21,7 +21,7 @@ _ENUMS = frozenset({BTF_KIND_ENUM, BTF_KIND_ENUM64})
 
 
 class Member(NamedTuple):
-    """A member of a struct, union or enum by name; "" for the type itself."""
+    """A member of a struct, union or enum by name; "" for the type itself. Of the type "" a function."""
 
     type: str
     name: str

@@ -33,9 +33,12 @@ def of_field(suspicions: Sequence[ConfigSuspicion], field: str, kernels: Collect
 
 def lines(suspicions: Sequence[ConfigSuspicion], kernels: Sequence[str]) -> Iterator[str]:
     """A paragraph for each field and each program that has suspects; `kernels` are all of the run."""
-    named = [suspicion for suspicion in suspicions if suspicion.suspects]
-    for suspicion in named[:_MOST]:
-        what = f"{suspicion.field} is missing" if suspicion.field else f"{', '.join(suspicion.progs)} is refused"
-        yield f"{what} on {describe(suspicion.lacking, kernels)}: {words(suspicion)}"
+    named: dict[tuple[tuple[str, ...], bool, str], dict[str, None]] = {}
+    for suspicion in (suspicion for suspicion in suspicions if suspicion.suspects):
+        key = (suspicion.lacking, bool(suspicion.field), words(suspicion))
+        named.setdefault(key, {}).update(dict.fromkeys((suspicion.field,) if suspicion.field else suspicion.progs))
+    for (lacking, is_field, said), what in list(named.items())[:_MOST]:
+        verb = ("missing" if is_field else "refused") + f" on {describe(lacking, kernels)}"
+        yield f"{', '.join(what)} {'is' if len(what) == 1 else 'are'} {verb}: {said}"
     if len(named) > _MOST:
         yield f"and {len(named) - _MOST} more, each in the JSON"

@@ -22,6 +22,7 @@ from harness.report import json_format, render
 from harness.report.config_suspects import Place, Sources, suspects
 from harness.report.field_path import Member, split, walk
 from harness.report.option_names import OptionNames, likeness
+from harness.report.suspicion import lines as lines_of
 from tests.support.facts import begun, evidence, facts, judged, poisoned, prog, relo, run_of
 from tests.unit.test_kernel_diff import btf
 
@@ -175,6 +176,36 @@ def test_a_program_refused_for_its_type() -> None:
     found = only(run, sources(configs))
     assert (found.field, found.progs, options(found)) == ("", ("x/trace",), ["CONFIG_BPF_LSM"])
     assert "bpf_types.h" in found.suspects[0].because
+
+
+def test_what_refuses_a_program_is_its_own() -> None:
+    """A strong extern that cannot be had names the switch; the other program of the run has nothing to do with it."""
+
+    def extern(name: str, outcome: str, *, weak: bool = False) -> dict[str, Any]:
+        return {"name": name, "kind": "kconfig", "type": "bool", "value": 1, "weak": weak, "outcome": outcome,
+                "reason": None}  # fmt: skip
+
+    def cells(kernel: str, *, has: bool) -> Iterator[CellResult]:
+        asked = extern("CONFIG_IPV6", "resolved" if has else "missing")
+        externs = [asked, extern("CONFIG_OTHER", "resolved", weak=True)]
+        for object_, own, stage in (("asks", externs, "externs"), ("attaches", [], "pre_verifier")):
+            refusal = {} if has else {"stage": stage, "errno": 3, "error": "gone"}
+            answer = facts([prog("trace", loaded=has, prog_type="tracing", **refusal)], externs=own)
+            done = judged(answer, cell=begun(kernel, object_))
+            yield replace(done, kernel=replace(done.kernel, release="6.1.1", config_sha256=kernel))
+
+    noise = {f"X{number}": "y" for number in range(20)}
+    configs = {"with": lines(IPV6="y", OTHER="y", **noise), "without": lines(IPV6="n")}
+    run = run_of(*cells("with", has=True), *cells("without", has=False))
+    found = {item.progs: options(item) for item in suspects(run, sources(configs))}
+    assert found == {("asks/trace",): ["CONFIG_IPV6"], ("attaches/trace",): []}
+
+
+def test_fields_of_one_cause_are_one_paragraph() -> None:
+    suspicion = suspected().config_suspects[0]
+    both = [suspicion, replace(suspicion, field="task_struct.gone.deeper")]
+    (paragraph,) = lines_of(both, ["with", "without"])
+    assert paragraph.startswith("task_struct.gone, task_struct.gone.deeper are missing on without: ")
 
 
 def test_of_a_path_the_member_that_is_missing_counts() -> None:
