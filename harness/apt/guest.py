@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.apt import choice
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
 from harness.fetch import NotThereError, exists
 from harness.model.arch import Architecture
-from harness.model.lock import Lock, Package, pin, unpin
+from harness.model.lock import Lock, Package, pin
 from harness.model.sources import GuestPackages
 from harness.store import Store
 
@@ -73,11 +73,11 @@ def _newest(
     guest: GuestPackages, arch: Architecture, client: AptClient, store: Store, options: AptOptions
 ) -> GuestDebs:
     key = _key(guest, arch)
-    known = _fresh(store.entry("guest", key), options)
+    known = choice.fresh(store.entry("guest", key), options)
     if known is not None and all(store.blob(package.sha256) for package in known):
         return _fetched(client, known)
     chosen = _newest_there(guest, arch, client, lambda package: _is_fetched(client, package))
-    store.put_entry("guest", key, {"checked": time.time(), "packages": [pin(package) for package in chosen]})
+    store.put_entry("guest", key, choice.entry_of(chosen))
     return _fetched(client, chosen)
 
 
@@ -113,15 +113,6 @@ def _first(client: AptClient, name: str, guest: GuestPackages, arch: Architectur
         message = f"the guest's package {name} ({arch.debian}) is not in {', '.join(guest.suites)}"
         raise FetchError(message, remedy="correct `guest:` in kernels.yaml")
     return found[0]
-
-
-def _fresh(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, ...] | None:
-    try:
-        if entry is None or not (options.offline or 0 <= time.time() - entry["checked"] < options.max_age):
-            return None
-        return tuple(unpin(value) for value in entry["packages"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _key(guest: GuestPackages, arch: Architecture) -> str:

@@ -13,6 +13,7 @@ import errno as errno_names
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from harness.judge.flow import Insn, decode
@@ -124,62 +125,54 @@ PRE_VERIFIER = (
     ),
 )
 
+_said = partial(Row, stage="verifier")
 VERIFIER = (
-    Row(
-        stage="verifier",
+    _said(
         log=r"invalid func unknown#200(1\d+)",
         says="the instruction refers to a map that was not created (libbpf poisons such a reference)",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"invalid func unknown#200(2\d+)",
         says="a weak kernel function that this kernel does not have is called without a check (bpf_ksym_exists)",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"unrecognized bpf_ld_imm64 insn",
         seen=lambda c: c.features.get("global_data") is not True,
         says="global data (.rodata, .data, .bss, kconfig externs, bpf_printk formats) needs 5.2",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"(?:unreachable insn|invalid BPF_JMP opcode|unknown opcode)",
         seen=_has_jmp32,
         says="the object uses 32-bit jumps (-mcpu=v3, newer clang's default), which came with 5.1: compile "
         "with -mcpu=v2, or v1 below 4.14",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"(?:unreachable insn|unknown opcode|R\d+ !read_ok)",
         seen=_has_subprog_call,
         says="calls between BPF functions came with 4.16: mark subprograms __always_inline",
     ),
-    Row(
-        stage="verifier", log=r"back-edge from insn", says="loops are refused before 5.3 even when bounded: unroll them"
+    _said(
+        log=r"back-edge from insn", says="loops are refused before 5.3 even when bounded: unroll them"
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"BPF program is too large. Processed (\d+) insn",
         says="the verifier gave up after {0} instructions: its budget on this kernel (1,000,000 since 5.2 for root)",
     ),
-    Row(stage="verifier", log=r"invalid func unknown#(\d+)", says="this kernel has no helper number {0}"),
-    Row(stage="verifier", log=r"invalid func (\w+#\d+)", says="this kernel has no helper {0}"),
-    Row(
-        stage="verifier",
+    _said(log=r"invalid func unknown#(\d+)", says="this kernel has no helper number {0}"),
+    _said(log=r"invalid func (\w+#\d+)", says="this kernel has no helper {0}"),
+    _said(
         log=r"(?:unknown func|program of this type cannot use helper) (\w+#\d+)",
         says="the helper {0} exists, but not for programs of type {prog_type}",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"invalid indirect read from stack",
         says="a stack buffer given to a helper must be initialised here: zero it first",
     ),
-    Row(
-        stage="verifier",
+    _said(
         log=r"type=map_value expected=fp",
         says="this kernel does not let the helper write into a map value: go through the stack",
     ),
-    Row(stage="verifier", log=r"type=inv expected=imm", says="this kernel wants a constant size for the helper"),
+    _said(log=r"type=inv expected=imm", says="this kernel wants a constant size for the helper"),
 )
 
 

@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from harness.apt import choice
 from harness.apt.repository import AptClient, AptOptions, OnEvent
 from harness.errors import FetchError
 from harness.fetch import NotThereError, exists
@@ -93,7 +93,7 @@ class _Row:
     def newest(self) -> Kernel:
         """The newest kernel that matches and can be had; without asking the index when that was done a moment ago."""
         key = self._selection_key()
-        chosen = _fresh_choice(self.store.entry("selection", key), self.options)
+        chosen = choice.fresh(self.store.entry("selection", key), self.options)
         if chosen is not None and self.store.tree("kernel", self.key(chosen)):
             return self.kernel(chosen)
         gone = 0
@@ -107,9 +107,7 @@ class _Row:
                     f"{self.spec.id}: {listed} is listed in {packages[0].suite} but not there: trying the next"
                 )
                 continue
-            self.store.put_entry(
-                "selection", key, {"checked": time.time(), "packages": [pin(package) for package in packages]}
-            )
+            self.store.put_entry("selection", key, choice.entry_of(packages))
             return kernel
         raise self.nothing(f"{gone} are listed and none can be had" if gone else "the index lists none")
 
@@ -202,16 +200,6 @@ class _Row:
         uris = [[item.uri, item.keyring, item.components, item.suites] for item in source.repositories]
         text = json.dumps([self.spec.arch.debian, uris, source.suites, source.package])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _fresh_choice(entry: dict[str, Any] | None, options: AptOptions) -> tuple[Package, ...] | None:
-    """What was chosen last time, while that is not older than an index may be."""
-    try:
-        if entry is None or not (options.offline or 0 <= time.time() - entry["checked"] < options.max_age):
-            return None
-        return tuple(unpin(value) for value in entry["packages"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _dependencies(depends: str) -> Iterator[tuple[str, str | None]]:

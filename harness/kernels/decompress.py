@@ -112,29 +112,25 @@ def _lz4_block(block: bytes, out: bytearray) -> None:
     while at < end:
         token = block[at]
         at += 1
-        length = token >> 4
-        if length == 15:
-            while True:
-                more = block[at]
-                at += 1
-                length += more
-                if more != 255:
-                    break
+        length, at = _lz4_length(block, at, token >> 4)
         out += block[at : at + length]
         at += length
         if at >= end:
             return
         distance = block[at] | block[at + 1] << 8
         at += 2
-        length = (token & 15) + 4
-        if length == 19:
-            while True:
-                more = block[at]
-                at += 1
-                length += more
-                if more != 255:
-                    break
-        _copy_match(out, distance, length, begin)
+        length, at = _lz4_length(block, at, token & 15)
+        _copy_match(out, distance, length + 4, begin)
+
+
+def _lz4_length(block: bytes, at: int, length: int) -> tuple[int, int]:
+    """A length whose four bits in the token are `length`, 15 of them going on in bytes; and where these end."""
+    more = 255 if length == 15 else 0
+    while more == 255:
+        more = block[at]
+        at += 1
+        length += more
+    return length, at
 
 
 def _copy_match(out: bytearray, distance: int, length: int, begin: int) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from harness.apt.repository import AptOptions
 from harness.errors import UsageError
+from harness.kernels import unpinned
 from harness.kernels.modules import ModuleFiles
 from harness.model.kernel import Kernel, KernelSpec
-from harness.model.lock import Lock, Package
+from harness.model.lock import Lock
 from harness.model.machines import LocalSource, SshSource
 from harness.store import Store
 
 _DEFAULT = AptOptions()
+select = unpinned.select
 
 
 def provide(
@@ -44,14 +45,3 @@ def extra_modules(
     """None are ever inserted into a machine that is not ours. Raises UsageError."""
     message = f"{kernel.spec.id}: no modules are inserted into a running machine"
     raise UsageError(message, remedy="insert them there yourself, or take a kernel that boots in a guest")
-
-
-def select(
-    spec: KernelSpec,  # noqa: ARG001
-    source: Any,  # noqa: ARG001
-    store: Store,  # noqa: ARG001
-    on_event: Callable[[str], None],  # noqa: ARG001
-    options: AptOptions,  # noqa: ARG001
-) -> tuple[Package, ...]:
-    """Nothing to pin: a machine runs what it runs."""
-    return ()

@@ -11,13 +11,14 @@ from typing import Any
 from harness.apt.repository import AptOptions
 from harness.errors import FetchError, UsageError
 from harness.fetch import fetch
-from harness.kernels import debs, identify, keep, modules, vmlinux
+from harness.kernels import debs, identify, keep, modules, unpinned, vmlinux
 from harness.model.kernel import Kernel, KernelSpec
-from harness.model.lock import Lock, Package
+from harness.model.lock import Lock
 from harness.model.sources import PathSource, RemoteFile, UrlSource
 from harness.store import Store
 
 _DEFAULT = AptOptions()
+select = unpinned.select
 OnEvent = Callable[[str], None]
 
 
@@ -46,17 +47,6 @@ def provide(
     name = keep.key(spec.arch, spec.arch.name, parts, _listing(files.modules))
     kept = keep.kept(store, name, lambda: found(spec, files))
     return kept.kernel(spec, {"kind": source.kind, **_provenance(source), "sha256": kept.facts["vmlinuz"]})
-
-
-def select(
-    spec: KernelSpec,  # noqa: ARG001
-    source: PathSource | UrlSource,  # noqa: ARG001
-    store: Store,  # noqa: ARG001
-    on_event: OnEvent,  # noqa: ARG001
-    options: AptOptions,  # noqa: ARG001
-) -> tuple[Package, ...]:
-    """Nothing to pin: a hash cannot change, and a file of the user's is the user's."""
-    return ()
 
 
 def extra_modules(

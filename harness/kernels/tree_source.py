@@ -19,11 +19,13 @@ from pathlib import Path
 from harness import proc
 from harness.apt.repository import AptOptions
 from harness.errors import FetchError, InfrastructureError, UsageError
-from harness.kernels import keep, modules, path_source
+from harness.kernels import keep, modules, path_source, unpinned
 from harness.model.kernel import Kernel, KernelSpec
-from harness.model.lock import Lock, Package
+from harness.model.lock import Lock
 from harness.model.sources import TreeSource
 from harness.store import Store
+
+select = unpinned.select
 
 OnEvent = Callable[[str], None]
 _DEFAULT = AptOptions()
@@ -164,17 +166,6 @@ def directory_of(arch: str) -> str:
     return _MAKE[arch].arch
 
 
-def select(
-    spec: KernelSpec,  # noqa: ARG001
-    source: TreeSource,  # noqa: ARG001
-    store: Store,  # noqa: ARG001
-    on_event: OnEvent,  # noqa: ARG001
-    options: AptOptions,  # noqa: ARG001
-) -> tuple[Package, ...]:
-    """Nothing to pin: the tree is the user's."""
-    return ()
-
-
 def extra_modules(
     kernel: Kernel,
     names: Sequence[str],
@@ -257,5 +248,3 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         message = f"{path}: cannot be read: {error.strerror}"
         raise UsageError(message, remedy="correct the path in kernels.yaml") from error
-
-
