@@ -11,8 +11,8 @@ from harness.kernels.function_source import conditions
 FILES = {
     "Kbuild": "obj-y += kernel/\nobj-$(CONFIG_NET) += net/\n",
     "net/Makefile": "# obj-$(CONFIG_COMMENT) += ipv4/\nobj-y := core/\nobj-$(CONFIG_INET) += ipv4/\n",
-    "net/ipv4/Makefile": "obj-y := route.o \\\n\ttcp.o\nobj-$(CONFIG_TUNNEL) += tunnel.o\ntunnel-$(CONFIG_SIX) := six.o\n"
-    "tunnel-y += four.o\n",
+    "net/ipv4/Makefile": "obj-y := route.o \\\n\ttcp.o\nobj-$(CONFIG_TUNNEL) += tunnel.o\n"
+    "tunnel-$(CONFIG_SIX) := six.o\ntunnel-y += four.o\n",
     "net/ipv4/tcp.c": "int tcp_used(int x);\n\nstatic inline struct sock *\ntcp_two_lines(void)\n{\n}\n"
     "void tcp_first(struct sock *sk,\n\t       int x)\n{\n\ttcp_six(sk);\n}\n",
     "net/ipv4/six.c": "void tcp_six(struct sock *sk)\n{\n}\n",
