@@ -18,7 +18,7 @@ from harness.model.result import CellResult
 from harness.model.verdict import CellStatus
 from harness.store import Store
 from harness.sweep.cover import Foretold, cover
-from harness.sweep.engine import Answered, Job, answers
+from harness.sweep.engine import Answered, Job, answers, problem
 from harness.sweep.targets import Target, find_targets, kernel_targets
 
 OnEvent = Callable[[str], None]
@@ -74,7 +74,8 @@ def choose(
     known, always, notes = _provided(specs, lock, store, on_event)
     here = kernel_targets(known.values())
     targets = tuple(sorted([*here, *find_targets(options.cover_btf)], key=lambda target: target.order))
-    jobs = _jobs(real)
+    jobs, unread = _jobs(real)
+    notes += unread
     on_event(f"--cover: {len(jobs)} objects against {len(targets)} BTFs")
     found = answers([job for job, _ in jobs.values()], targets, store, processes=options.jobs, detailed=True)
     foretold = [
@@ -116,13 +117,23 @@ def _subject(name: str, settings: Iterable[tuple[str, str]]) -> str:
     return f"{name}[{text}]" if text else name
 
 
-def _jobs(cells: Iterable[Cell]) -> dict[tuple[str, str], tuple[Job, int]]:
-    """By (name with settings, digest of the file): the job and its number. Loaders make no difference here."""
+def _jobs(cells: Iterable[Cell]) -> tuple[dict[tuple[str, str], tuple[Job, int]], list[str]]:
+    """By (name with settings, digest of the file): the job and its number; and what cannot be opened, with why: libbpf
+    refuses that wherever it is. Loaders make no difference here.
+    """
     found: dict[tuple[str, str], tuple[Job, int]] = {}
+    refused: dict[tuple[str, str], str] = {}
     for cell in cells:
         key = (_subject(cell.object.name, cell.settings), cell.object.sha256)
-        found.setdefault(key, (Job(object=cell.object, settings=dict(cell.settings)), len(found)))
-    return found
+        if key in found or key in refused:
+            continue
+        job = Job(object=cell.object, settings=dict(cell.settings))
+        why = problem(job)
+        if why is None:
+            found[key] = (job, len(found))
+        else:
+            refused[key] = f"{key[0]}: nothing is foretold of it: {why}"
+    return found, list(refused.values())
 
 
 def _foretold(

@@ -99,7 +99,7 @@ class _Unpacked:
 def _from_archive(path: Path, limit: int) -> bytes:
     stream = _Unpacked(path, limit)
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive:  # type: ignore[call-overload]
             for member in archive:
                 if member.isreg():
                     return _member(archive, member, path, limit)

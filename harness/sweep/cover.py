@@ -9,7 +9,7 @@ as `unproven`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.model.cover import UNTOLD, Cover, Remark, Share, StandIn
 from harness.model.release import natural
@@ -75,6 +75,8 @@ def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Seque
     """Which kernels to boot, and who stands for the others. `always`: kernels that are booted whatever they show."""
     bootable = {one.kernel: one.shown() for one in foretold if one.bootable}
     found = smallest(bootable, {one.kernel: one.cost for one in foretold})
+    if not found.chosen and not always:  # nothing is foretold of anything: one boot says so much
+        found = replace(found, chosen=tuple(bootable)[:1])
     booted = [one for one in foretold if one.kernel in found.chosen]
     rest = [one for one in foretold if one.kernel not in found.chosen]
     return Cover(

@@ -6,6 +6,7 @@ became of each relocation; the answers are small. The parent only puts them toge
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -91,6 +92,15 @@ def answers(
             on_answer(answered)
             found.append(answered)
     return sorted(found, key=lambda answered: answered.target)
+
+
+def problem(job: Job) -> str | None:
+    """Why an object cannot be swept; None when it can."""
+    try:
+        _subject(job, None)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 def _cpus() -> int:
@@ -233,6 +243,7 @@ def _begin(worker: _Worker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    gc.freeze()  # what came with the fork is never garbage, and looking at it would copy it
     _mine.append(worker)
 
 

@@ -18,6 +18,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from operator import add
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
@@ -41,38 +42,96 @@ FORMAT = f"2-{sys.byteorder}"  # part of the key in the cache
 
 
 class _Source(B.Btf):
-    """A BTF as read, whose tables are written down. A subclass, since they are nobody else's business."""
+    """A BTF as read, whose tables are written down. A subclass, since they are nobody else's business. Every kernel
+    passes through here once: what is done for each type is done in C, or not at all.
+    """
+
+    def _walk(self, layout: tuple[tuple[int, int], ...]) -> array[int]:
+        """Where each type starts; on the way the names of root kinds and their positions are noted."""
+        words, strides = self._words, _Strides(layout)
+        places, names, ids = array("I"), array("I"), array("I")
+        place_of, name_of, id_of = places.append, names.append, ids.append
+        place, end, number = 0, len(words), 0
+        try:
+            while place < end:
+                place_of(place)
+                number += 1
+                stride = strides[words[place + 1]]
+                if stride < 0:
+                    name_of(words[place])
+                    id_of(number)
+                    place -= stride
+                else:
+                    place += stride
+        except IndexError:
+            raise self._bad(f"type [{number}] is cut off or of an unknown kind") from None
+        if place != end:
+            raise self._bad(f"type [{number}] runs over the end of the type section")
+        self._root_names, self._root_ids = names, ids
+        self._has_functions = strides.has_functions
+        return places
 
     def write_index(self, out: BinaryIO) -> None:
         """Write the index file."""
         words, places, strings = self._words, self._places, self._strings
-        infos = list(map(words.__getitem__, [place + 1 for place in places]))
-        kinds = {info: info >> 24 & 0x7F for info in set(infos)}
-        table = sorted(self._hashed(infos, frozenset(info for info, kind in kinds.items() if kind in ROOT_KINDS)))
-        hashes = array("I", [key >> 32 for key in table])
-        ids = array("I", [key & 0xFFFFFFFF for key in table])
+        hashes, ids = self._table()
         out.write(
             _HEADER.pack(
-                _MAGIC, len(places), len(table), len(words), len(strings), self.pointer_size,
-                int(self.byteorder == "little"), int(B.BTF_KIND_FUNC in kinds.values()),
+                _MAGIC, len(places), len(hashes), len(words), len(strings), self.pointer_size,
+                int(self.byteorder == "little"), int(self._has_functions),
             )
         )  # fmt: skip
         out.writelines(memoryview(part) for part in (places, hashes, ids, words))
         out.write(strings)
 
-    def _hashed(self, infos: list[int], roots: frozenset[int]) -> Iterator[int]:
-        """Hash and id of each named type of a root kind, in one number each so that they sort in C."""
-        words, places, strings, known = self._words, self._places, self._strings, {0: 0}
-        for index in [index for index, info in enumerate(infos) if info in roots]:
-            name = words[places[index]]
-            key = known.get(name)
-            if key is None:
-                end = strings.find(b"\0", name)
-                if end < 0:
-                    raise self._bad(f"string offset {name} outside the string section")
-                key = known[name] = hash_of(strings[name:end]) << 32
-            if key:
-                yield key | index + 1
+    def _table(self) -> tuple[array[int], array[int]]:
+        """Hashes, rising, and their ids. A hash and an id are one number while they are sorted."""
+        keys = self._hashes()
+        pairs = array("Q", map(add, map(keys.__getitem__, self._root_names), self._root_ids)).tolist()
+        pairs.sort()
+        halves = memoryview(array("Q", pairs)).cast("B").cast("I")
+        high = int(sys.byteorder == "little")
+        first = bisect_left(pairs, 1 << 32)  # those without a name have no hash
+        return array("I", halves[high::2].tolist()[first:]), array("I", halves[1 - high :: 2].tolist()[first:])
+
+    def _hashes(self) -> dict[int, int]:
+        """String offset -> hash of the name there, 32 bits up; 0 for the empty name."""
+        strings, end_of = self._strings, self._strings.index
+        try:
+            keys = {name: crc32(strings[name : end_of(b"\0", name)]) << 32 for name in set(self._root_names)}
+        except ValueError:
+            worst = max(self._root_names)
+            raise self._bad(f"string offset {worst} outside the string section") from None
+        for name, key in keys.items():
+            if not key:  # the one in four thousand million
+                keys[name] = 1 << 32
+        for name in self._flavored_offsets(keys):
+            keys[name] = hash_of(strings[name : end_of(b"\0", name)]) << 32
+        keys[0] = 0
+        return keys
+
+    def _flavored_offsets(self, keys: dict[int, int]) -> Iterator[int]:
+        """Offsets of names that hold a `___`, each string of the section looked at once."""
+        strings = self._strings
+        at = strings.find(b"___")
+        while at >= 0:
+            start, end = strings.rfind(b"\0", 0, at) + 1, strings.index(b"\0", at)
+            yield from (name for name in range(start, end - 2) if name in keys)
+            at = strings.find(b"___", end)
+
+
+class _Strides(B._Strides):
+    """How long a type is, by its info word; negative for a kind whose name is hashed."""
+
+    has_functions = False
+
+    def __missing__(self, info: int) -> int:
+        stride: int = super().__missing__(info)
+        kind = info >> 24 & 0x7F
+        self.has_functions |= kind == B.BTF_KIND_FUNC
+        if kind in ROOT_KINDS:
+            stride = self[info] = -stride
+        return stride
 
 
 def hash_of(name: bytes) -> int:
