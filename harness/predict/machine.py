@@ -20,7 +20,20 @@ from harness.predict.helpers import CALLBACK_CONTEXT, KFUNC_NO_RETURN, MAP_ARGUM
 from harness.predict.memory import slot, write
 from harness.predict.models import Model
 from harness.predict.state import Seen, State
-from harness.predict.values import CODE, DATA, MAYBE, NUM, POINTER, PTR, STACK, UNKNOWN, Value, const
+from harness.predict.values import (
+    CODE,
+    DATA,
+    MAYBE,
+    NUM,
+    OPAQUE,
+    POINTER,
+    PTR,
+    SECRET,
+    STACK,
+    UNKNOWN,
+    Value,
+    const,
+)
 
 _MOST_STEPS = 400_000
 Insn = tuple[int, int, int, int, int]  # code, dst, src, off, imm
@@ -44,7 +57,8 @@ class Program:
     `code` in this machine's byte order; `data` the content of frozen maps by the name that `map_values` gives
     (instruction -> map, offset); `kfuncs` names by instruction of the call; `map_sizes` (key, value) by instruction of
     the ldimm64 that loads a map; `symbols` instructions that load a kernel symbol -> known to exist (None: not
-    known); `opaque` instructions whose constant is to be taken as not known.
+    known); `opaque` instructions whose constant is to be taken as not known; `secrets` ranges of bytes of `data` that
+    the verifier knows and we do not.
     """
 
     name: str
@@ -56,6 +70,7 @@ class Program:
     kfuncs: Mapping[int, str] = field(default_factory=dict)
     symbols: Mapping[int, bool | None] = field(default_factory=dict)
     opaque: frozenset[int] = frozenset()
+    secrets: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +90,17 @@ class Prediction:
         return True if insn in self.visited else False if self.complete else None
 
 
-def predict(program: Program, model: Model) -> Prediction:
-    """Walk a program."""
-    return _Walk(program, model).run()
+def predict(program: Program, model: Model, *, certain: bool = False) -> Prediction:
+    """Walk a program. Where a secret decides a branch both sides are followed: what is not visited is dead whatever the
+    secret; `certain`: neither, so what is visited is reached whatever the secret.
+    """
+    return _Walk(program, model, certain).run()
 
 
 class _Walk:
-    def __init__(self, program: Program, model: Model) -> None:
+    def __init__(self, program: Program, model: Model, certain: bool) -> None:
         self.program = program
+        self.certain = certain
         self.model = model
         self.insns = Decoded(program.code)
         self.meetings = meeting_points(self.insns)
@@ -204,11 +222,15 @@ class _Walk:
         op, dst, src, off, imm = insn
         wide, operation = op & 7 == I.BPF_ALU64, op & 0xF0
         a = self._reg(state, dst)
+        if a[0] == OPAQUE and operation != I.BPF_MOV:
+            return a
         if operation in (I.BPF_END, I.BPF_NEG):
             return UNKNOWN if wide or operation == I.BPF_END else (NUM, 0, V.M32, 0)
         b = self._reg(state, src) if op & I.BPF_X else const(imm)
         if state.pc in self.program.opaque:
             b = UNKNOWN
+        if b[0] == OPAQUE:
+            return b
         if operation == I.BPF_MOV:
             if off:  # sign extension, or a cast between address spaces
                 number = V.known(b)
@@ -240,6 +262,8 @@ class _Walk:
         extends = op & 0xE0 == I.BPF_MEMSX
         pointer = self._reg(state, src)
         value = self._read(state, pointer, off, size)
+        if value is not None and value[0] == OPAQUE:
+            return value
         if value is None or (extends and V.known(value) is None):
             return UNKNOWN if extends else (NUM, 0, (1 << 8 * size) - 1, 0)
         return const(V.signed(value[1], 8 * size)) if extends else value
@@ -253,6 +277,8 @@ class _Walk:
             content = self.program.data.get(pointer[1]) if self.model.has("frozen_maps") else None
             if content is None or not 0 <= place <= len(content) - size:
                 return None
+            if any(place < end and start < place + size for start, end in self.program.secrets.get(pointer[1], ())):
+                return SECRET
             return const(int.from_bytes(content[place : place + size], self.insns.byteorder))
         return slot(state.stacks[pointer[1]], place, size) if pointer[1] < len(state.stacks) else None
 
@@ -293,6 +319,8 @@ class _Walk:
         b = self._reg(state, src) if op & I.BPF_X else const(imm if wide else imm & V.M32)
         if state.pc in self.program.opaque:
             b = UNKNOWN
+        if self.certain and OPAQUE in (a[0], b[0]):
+            return None
         decided = self._decide(operation, a, b, wide, bool(op & I.BPF_X))
         if decided is None:
             other = state.at(state.pc + 1 + off)

@@ -35,7 +35,7 @@ def write(stack: Stack, place: int | None, size: int, value: Value | None) -> No
             for start, end in ((offset, place), (place + size, offset + width)):
                 if start < end:
                     stack[start] = (end - start, old)
-    if value is not None and (size == 8 or value[0] == NUM):
+    if value is not None and (size == 8 or value[0] in (NUM, V.OPAQUE)):
         stack[place] = (size, _fitting(value, size))
 
 
@@ -46,7 +46,7 @@ def _touched(stack: Stack, place: int, size: int) -> Iterator[tuple[int, tuple[i
 
 
 def _fitting(value: Value, size: int) -> Value:
-    if size == 8:
+    if size == 8 or value[0] == V.OPAQUE:
         return value
     top = (1 << 8 * size) - 1
     number = V.known(value)

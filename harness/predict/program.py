@@ -29,7 +29,7 @@ class KnownObject:
     externs with `values` (name -> a number, true or false, y, n or m, text, `Spelled`; None: not known). Raises
     GuestError where libbpf refuses the object.
 
-    `unknown`: Kconfig externs without a value; the frozen map that holds them is then taken as not known.
+    `unknown`: Kconfig externs without a value: the verifier will know what is in their place, and we do not.
     """
 
     def __init__(
@@ -58,8 +58,13 @@ class KnownObject:
             item.name: bytes(item.data)
             for item in self.maps
             if item.kind in (O.SEC_RODATA, KCONFIG) and names.count(item.name) == 1
-            if item.kind != KCONFIG or not self.unknown
         }
+
+    def secrets(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Ranges of bytes within frozen maps, by the map's name, that hold what is not known here."""
+        name = next((item.name for item in self.maps if item.kind == KCONFIG), None)
+        found = tuple((x.data_off, x.data_off + x.size) for x in self.externs.kconfig if x.name in self.unknown)
+        return {name: found} if name is not None and found else {}
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Sizes of key and value of each map, in bytes."""
@@ -155,6 +160,7 @@ def _program(
         code=code,
         funcs=funcs,
         data=known.frozen(),
+        secrets=known.secrets(),
         map_values={insn: (of, off) for insn, kind, of, off in refs if kind == "map_value"},
         map_sizes={insn: sizes.get(of, (0, 0)) for insn, kind, of, _ in refs if kind == "map_fd"},
         kfuncs={insn: of for insn, kind, of, _ in refs if kind == "kfunc"},

@@ -71,7 +71,9 @@ class Seen:
 
 
 def _joined(old: Value, new: Value, give_up: bool) -> Value:
-    return old if old == new else UNKNOWN if give_up else V.join(old, new)
+    if old == new:
+        return old
+    return UNKNOWN if give_up and V.OPAQUE not in (old[0], new[0]) else V.join(old, new)
 
 
 def _common(old: Stack, new: Stack, give_up: bool) -> Stack:

@@ -8,6 +8,7 @@ A value is a tuple, its first item says of what kind:
     (PTR, key, value)         some other pointer, never null; of a map: its sizes in bytes, else 0
     (MAYBE, ident)            a pointer or null
     (CODE, insn)              the address of a function
+    (OPAQUE,)                 known to the verifier and not to us: a Kconfig value, and what is made of it
 
 Kernel: kernel/bpf/verifier.c, adjust_reg_min_max_vals(), is_branch_taken(), reg_set_min_max().
 """
@@ -21,10 +22,11 @@ from harness.guest import insn as I
 
 Value = tuple[Any, ...]
 
-NUM, STACK, DATA, PTR, MAYBE, CODE = range(6)
+NUM, STACK, DATA, PTR, MAYBE, CODE, OPAQUE = range(7)
 M64, M32 = (1 << 64) - 1, (1 << 32) - 1
 POINTER: Value = (PTR, 0, 0)
 UNKNOWN: Value = (NUM, 0, M64, 0)
+SECRET: Value = (OPAQUE,)
 
 
 def const(number: int) -> Value:
@@ -235,6 +237,8 @@ def join(a: Value, b: Value) -> Value:
     """What holds of both."""
     if a == b:
         return a
+    if OPAQUE in (a[0], b[0]):
+        return SECRET
     if a[0] == NUM == b[0]:
         return (NUM, min(a[1], b[1]), max(a[2], b[2]), a[3] if a[3] == b[3] else 0)
     if a[0] == b[0] and a[0] in (STACK, DATA) and a[1] == b[1]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
-from random import Random
 from typing import Any, NamedTuple
 
 from harness.guest import btf as B
@@ -35,9 +34,8 @@ _IDS = re.compile(r" ?\[\d+\]| \(and \d+ more candidates\)| \(it has [^)]*\)")
 # What differs from kernel to kernel and decides no branch: predictions are made without it, and then shared.
 _FREE_KINDS = frozenset({"byte_off", "target_type_id"})
 _MOST_ASSUMPTIONS = 32
-# Values to try for what is not known of a configuration.
-_SAMPLES: Mapping[str, tuple[object, ...]] = {"bool": (0, 1), "tristate": ("n", "y", "m"), "char array": ("",)}
-_NUMBERS = (0, 1, 250, 0x7FFFFFFF)
+# All values of a kind there are, to be tried where a configuration is not known.
+_VALUES: Mapping[str, tuple[object, ...]] = {"bool": (0, 1), "tristate": ("n", "y", "m")}
 
 
 class Fate(NamedTuple):
@@ -284,8 +282,12 @@ def _reached(
     except GuestError:
         return None
     found = predict(program, model)
-    relocations = {index: found.reaches(insn) for index, insn in places(program, inspection.relos).items()}
-    return Reached(relocations, found.helpers)
+    certain = predict(program, model, certain=True) if program.secrets else found
+    relocations = {
+        index: True if insn in certain.visited else None if found.reaches(insn) else found.reaches(insn)
+        for index, insn in places(program, inspection.relos).items()
+    }
+    return Reached(relocations, certain.helpers)
 
 
 def _unpredicted(prog: Prog, inspection: Inspection, obj: BpfObject) -> Reached:
@@ -310,20 +312,17 @@ def _both(one: Reached, other: Reached) -> Reached:
 
 
 def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
-    """Values for every Kconfig extern: those known, and each combination of samples for those that are not (where
-    there are too many, some by chance, the same every time).
+    """Values of Kconfig externs: those known, and each combination of values for switches that are not. Numbers and
+    texts that are not known stay so, and so do switches where there are too many of them.
     """
     rows = list(externs)
     fixed = kconfig_of(rows)
-    unknown = [row for row in rows if row["name"] not in fixed]
-    samples = [_SAMPLES.get(row["type"], _NUMBERS) for row in unknown]
-    if prod(map(len, samples)) <= _MOST_ASSUMPTIONS:
-        combinations: Iterable[tuple[object, ...]] = product(*samples)
-    else:
-        chance = Random(len(samples))
-        combinations = (tuple(map(chance.choice, samples)) for _ in range(_MOST_ASSUMPTIONS))
-    for values in combinations:
-        yield {**fixed, **{row["name"]: value for row, value in zip(unknown, values, strict=True)}}
+    unknown = [row for row in rows if row["name"] not in fixed and row["type"] in _VALUES]
+    values = [_VALUES[row["type"]] for row in unknown]
+    if prod(map(len, values)) > _MOST_ASSUMPTIONS:
+        unknown, values = [], []
+    for combination in product(*values):
+        yield {**fixed, **{row["name"]: value for row, value in zip(unknown, combination, strict=True)}}
 
 
 def _is_access(insn: str) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,11 +20,17 @@ _PARTS = ("blobs", "entries", "trees/kernel", "trees/modules")
 
 
 class Cluster:
-    """`directory` holds caches and logs, `source` the `harness` that workers run. A context manager."""
+    """`directory` holds caches and logs, `source` the `harness` that workers run; `env` is everybody's. A context
+    manager.
+    """
 
-    def __init__(self, directory: Path, source: Path = ROOT) -> None:
+    def __init__(
+        self, directory: Path, source: Path = ROOT, *, scheme: str = "tcp", env: Mapping[str, str] | None = None
+    ) -> None:
         self.directory = directory
         self._source = source
+        self._scheme = scheme
+        self._env = dict(env or {})
         self.address = ""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: set[str] = set()
@@ -33,7 +39,8 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         file = self.directory / "scheduler.json"
-        self._start("scheduler", "scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard")
+        self._start("scheduler", "scheduler", "--protocol", self._scheme, "--port", "0", "--no-dashboard",
+                    "--scheduler-file", str(file))  # fmt: skip
         self.until(file.is_file, "the scheduler did not start")
         self.address = json.loads(file.read_text())["address"]
         return self
@@ -84,7 +91,8 @@ class Cluster:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
                 cwd=self.directory, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": f"{self._source}:{ROOT}", self._variable: self._mark, **env},
+                env={**os.environ, "PYTHONPATH": f"{self._source}:{ROOT}", self._variable: self._mark,
+                     **self._env, **env},
             )  # fmt: skip
 
     def _is_ours(self, pid: int, comm: str) -> bool:

@@ -300,6 +300,50 @@ def test_refining_loses_no_number(operation):
                             assert left[1] <= number <= left[2]
 
 
+# -- what the verifier knows and we do not
+
+
+LOAD = (I.LDIMM64, R1, I.BPF_PSEUDO_MAP_VALUE, 0, 0)
+
+
+def decided_by(*between, secret=True):
+    """r1 = CONFIG_X (250); ...; if (r1 == 1000) poison; else r0 = 1; r0 = 0; exit"""
+    return program(
+        LOAD, (0, 0, 0, 0, 0), (I.BPF_LDX | I.BPF_MEM | 0, R1, R1, 0, 0), *between,
+        jump(I.BPF_JEQ, R1, 1000, 2),
+        mov(R0, 1),
+        EXIT,
+        POISON,
+        data={".kconfig": (250).to_bytes(4, sys.byteorder) * 2}, map_values={0: (".kconfig", 4)},
+        secrets={".kconfig": ((4, 8),)} if secret else {},
+    )  # fmt: skip
+
+
+SPILL = ((I.BPF_STX | I.BPF_MEM | 0, R10, R1, -4, 0), mov(R1, 5), (I.BPF_LDX | I.BPF_MEM | 0, R1, R10, -4, 0))
+THROUGH = {
+    "as it is": (), "through the stack": SPILL, "copied": (copy(R2, R1), mov(R1, 5), copy(R1, R2)),
+    "reckoned with": (
+        (I.BPF_ALU64 | I.BPF_ADD | I.BPF_K, R1, 0, 0, 750), (I.BPF_ALU | I.BPF_AND | I.BPF_K, R1, 0, 0, 1023),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("between", THROUGH.values(), ids=THROUGH.keys())
+def test_a_secret_decides_either_way_and_nothing_is_certain_behind_it(between):
+    asked = decided_by(*between)
+    branch = 3 + len(between)
+    assert predict(asked, NEWEST).poison == {branch + 3}
+    assert dead(predict(asked, NEWEST), branch + 4) == [1]
+    certain = predict(asked, NEWEST, certain=True)
+    assert sorted(certain.visited) == [0, *range(2, branch + 1)]
+    # Before 5.5 no verifier reads the map: both sides are walked, whatever stands there.
+    assert predict(asked, without("frozen_maps"), certain=True).poison == {branch + 3}
+
+
+def test_what_is_no_secret_is_read_beside_one():
+    assert not predict(decided_by(secret=False), NEWEST).poison
+
+
 # -- models
 
 

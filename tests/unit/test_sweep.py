@@ -356,6 +356,27 @@ def test_poison_under_a_guard_is_predicted_dead_and_poison_without_one_live(swee
     assert all(one["evidence"] == "predicted" for relo in swept["core_relos"] for one in relo["classes"])
 
 
+def test_a_number_of_a_configuration_nobody_has_leaves_open_what_it_decides(sweep, tmp_path):
+    """Values tried by chance would call the one that is compared with impossible."""
+    kernel = tmp_path / "vmlinux"  # 5.5 and later: Kconfig values decide branches
+    kernel.write_bytes(compile_target(
+        NEW + "struct bpf_prog_aux { int attach_btf_id; };", *(f"struct {one}" for one in (*NAMES, "bpf_prog_aux"))
+    ))  # fmt: skip
+    path = tmp_path / "config.bpf.o"
+    path.write_bytes(compile_bpf("""
+struct thing { int nowhere; } PAI;
+extern int CONFIG_HZ __attribute__((section(".kconfig")));
+SEC("raw_tp/x") int open_(struct thing *t) { return CONFIG_HZ == 1000 ? t->nowhere : 0; }
+SEC("raw_tp/x") int both(struct thing *t) { int x = t->nowhere; return CONFIG_HZ == 1000 ? x : 0; }
+"""))
+    status, out, _ = sweep(path, "--btf", kernel, "--format", "json")
+    (swept,) = json.loads(out)["objects"]
+    assert {prog["name"]: prog["classes"][0]["outcome"] for prog in swept["progs"]} == {
+        "open_": "unknown", "both": "refused",
+    }  # fmt: skip
+    assert status == 1
+
+
 def test_the_text_says_it_in_one_line_a_finding(sweep, tree, obj):
     _, out, _ = sweep(obj, "--btf", tree, "--quiet")
     lines = out.splitlines()

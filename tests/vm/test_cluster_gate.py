@@ -1,0 +1,236 @@
+"""The whole gate matrix on a cluster, and what may befall one: minutes each, so on demand. Real scheduler, real workers
+with caches of their own, real guests; every run must find what one machine finds, each cell once.
+
+    python -m pytest -m 'vm and ondemand' tests/vm/test_cluster_gate.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.store import Store
+from tests.support.cluster import Cluster
+from tests.support.tls import authority, certificate
+from tests.vm.test_cluster import ROOT, Submitter, essence
+
+pytest.importorskip("distributed")
+pytestmark = [pytest.mark.vm, pytest.mark.network, pytest.mark.ondemand]
+
+SECONDS = 1500
+WORKERS = ("one", "two", "three")
+
+
+class Gate(Submitter):
+    """`corematrix run programs/build` on the gate's kernels, or on some."""
+
+    def start(self, name: str, *words: str, **env: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable, "-m", "harness.cli", "run", str(ROOT / "programs/build"), "--matrix",
+            str(ROOT / "kernels.yaml"), "--output", str(self.directory / name),
+            "--json", str(self.directory / f"{name}.json"), *words,
+        ]  # fmt: skip
+        run = subprocess.Popen(
+            command, cwd=self._source, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, "COREMATRIX_CACHE": str(self.cache), **env},
+        )  # fmt: skip
+        self.runs.append(run)
+        return run
+
+    def dask(self, name: str, cluster: Cluster, *words: str, **env: str) -> subprocess.Popen[str]:
+        return self.start(name, "--executor", "dask", "--scheduler", cluster.address, *words, **env)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is now (see test_cluster.py)."""
+    directory = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "harness", directory / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cache() -> Path:
+    if not (ROOT / "programs/build/task_state.bpf.o").is_file():
+        pytest.skip("programs/ is not built (make -C programs)")
+    return Store.default().root
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, cache: Path, source: Path) -> dict[str, Any]:
+    """What this machine alone finds, by cell."""
+    gate = Gate(tmp_path_factory.mktemp("local"), cache, source)
+    _, said = gate.start("local").communicate(timeout=SECONDS)
+    assert gate.runs[-1].returncode == 0, said
+    return by_cell(gate.result("local"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, source: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path, source) as running:
+        yield running
+
+
+@pytest.fixture
+def gate(tmp_path: Path, cache: Path, source: Path) -> Iterator[Gate]:
+    made = Gate(tmp_path, cache, source)
+    yield made
+    for run in made.runs:
+        run.kill()
+        run.communicate()
+
+
+def by_cell(result: dict[str, Any]) -> dict[str, Any]:
+    """Cells by identity, each once, without what depends on where and when."""
+    cells = {cell["id"]: essence({**cell, "start": None}) for cell in result["cells"]}
+    assert len(cells) == len(result["cells"])
+    return cells
+
+
+def settled(run: subprocess.Popen[str], status: int = 0) -> str:
+    """Progress to the end of a run, which must have this status."""
+    _, said = run.communicate(timeout=SECONDS)
+    assert run.returncode == status, said
+    return said
+
+
+def awaited(run: subprocess.Popen[str], text: str) -> str:
+    assert run.stderr is not None
+    said = ""
+    for line in run.stderr:
+        said += line
+        if text in line:
+            return said
+    pytest.fail(f"the run ended before it said {text!r}: {said}")
+
+
+def test_three_workers_find_on_the_gate_what_one_machine_finds_and_one_of_them_is_killed(
+    cluster: Cluster, gate: Gate, cache: Path, expected: dict[str, Any]
+) -> None:
+    """A fourth has no QEMU; the killed one has a guest in hand, and comes back."""
+    for name in WORKERS:
+        cluster.worker(name, cache=cache)
+    nothing = gate.directory / "no-qemu"
+    nothing.mkdir()
+    cluster.worker("bare", PATH=str(nothing))
+    run = gate.dask("gate", cluster)
+    said = awaited(run, "[40/")
+    cluster.until(lambda: guests_of(cluster, "two"), "the worker has no guest in hand")
+    cluster.kill("two")
+    said += awaited(run, "is lost")
+    cluster.worker("two-again", cache=cache)
+    said += settled(run)
+    found = by_cell(gate.result("gate"))
+    assert "no architecture: it has no QEMU" in said
+    assert "goes elsewhere" in said
+    assert found == expected
+    assert not cluster.marked("qemu-system")
+
+
+def guests_of(cluster: Cluster, name: str) -> bool:
+    """Whether a worker has a guest: a QEMU among its children."""
+    pid = cluster.processes[name].pid
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(word) for file in tasks for word in file.read_text().split()]
+    return any(Path(f"/proc/{child}/comm").read_text().startswith("qemu-system") for child in children)
+
+
+def test_a_slow_worker_costs_time_and_nothing_else(
+    cluster: Cluster, gate: Gate, cache: Path, expected: dict[str, Any]
+) -> None:
+    """One worker and its guests run a tenth of the time."""
+    cluster.worker("one", cache=cache)
+    cluster.worker("slow", cache=cache)
+    process = cluster.processes["slow"]
+    over = threading.Event()
+
+    def slow_down() -> None:
+        while not over.wait(0.1):
+            os.kill(process.pid, signal.SIGSTOP)
+            over.wait(0.9)
+            os.kill(process.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    try:
+        said = settled(gate.dask("slow", cluster, "-k", "debian-6.1-cloud-*", "-k", "debian-5.10-cloud-amd64"))
+    finally:
+        over.set()
+        thread.join()
+    found = by_cell(gate.result("slow"))
+    assert found == {name: cell for name, cell in expected.items() if name.partition("/")[0] in {
+        "debian-6.1-cloud-amd64", "debian-6.1-cloud-arm64", "debian-5.10-cloud-amd64"}}  # fmt: skip
+    assert len([line for line in said.splitlines() if line.startswith("[")]) == len(found)
+
+
+def test_tls_by_dasks_own_configuration(
+    tmp_path: Path, source: Path, gate: Gate, cache: Path, expected: dict[str, Any]
+) -> None:
+    """Certificates of our own authority; who has none of it is not let in, and says so."""
+    ours, others = authority(tmp_path / "ours"), authority(tmp_path / "others")
+    kernel = "debian-6.1-cloud-amd64"
+    with Cluster(tmp_path, source, scheme="tls", env=certificate(ours, "cluster")) as cluster:
+        assert cluster.address.startswith("tls://")
+        cluster.worker("one", cache=cache)
+        settled(gate.dask("tls", cluster, "-k", kernel, **certificate(ours, "submitter")))
+        assert by_cell(gate.result("tls")) == {
+            name: cell for name, cell in expected.items() if name.startswith(f"{kernel}/")
+        }
+        for env in ({}, certificate(others, "stranger")):
+            said = settled(gate.dask("stranger", cluster, "-k", kernel, **env), 4)
+            assert "cannot be reached" in said
+        assert not cluster.marked("qemu-system")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_gate_leaves_nothing(cluster: Cluster, gate: Gate, cache: Path, number: int) -> None:
+    for name in WORKERS:
+        cluster.worker(name, cache=cache)
+    run = gate.dask("interrupted", cluster)
+    awaited(run, "[10/")
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    cluster.until(lambda: not cluster.marked("qemu-system"), "a guest is left")
+    statuses = {cell["status"] for cell in gate.result("interrupted")["cells"]}
+    assert {"passed", "error"} <= statuses
+
+
+def test_a_killed_scheduler_ends_the_gate_with_what_it_has(
+    cluster: Cluster, gate: Gate, cache: Path, expected: dict[str, Any]
+) -> None:
+    for name in WORKERS:
+        cluster.worker(name, cache=cache)
+    run = gate.dask("lost", cluster)
+    awaited(run, "[30/")
+    cluster.kill("scheduler")
+    settled(run, 4)
+    found = by_cell(gate.result("lost"))
+    judged = {name: cell for name, cell in found.items() if cell["status"] != "error"}
+    assert set(found) == set(expected)
+    assert len(judged) >= 30
+    assert all(cell == expected[name] for name, cell in judged.items())
+    assert all("scheduler is lost" in cell["reason"] for cell in found.values() if cell["status"] == "error")
+    cluster.until(lambda: not cluster.marked("qemu-system"), "a guest is left", 120)
+
+
+def test_a_cluster_without_qemu_says_what_is_missing(gate: Gate, cluster: Cluster, cache: Path) -> None:
+    """Every cell is an error, and the run ends."""
+    nothing = gate.directory / "no-qemu"
+    nothing.mkdir()
+    cluster.worker("bare", cache=cache, PATH=str(nothing))
+    settled(gate.dask("nobody", cluster, "-k", "debian-6.1-cloud-amd64", "--patience", "5"), 4)
+    cells = json.loads((gate.directory / "nobody.json").read_text())["cells"]
+    judged = [cell for cell in cells if cell["status"] != "not_applicable"]
+    assert judged
+    assert all(cell["status"] == "error" and "x86_64" in cell["reason"] for cell in judged)
