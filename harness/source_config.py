@@ -15,6 +15,7 @@ from harness.model.sources import (
     BtfSource,
     DwarfBtf,
     FileBtf,
+    MainlineSource,
     PathSource,
     RemoteBtf,
     RemoteFile,
@@ -25,6 +26,7 @@ from harness.model.sources import (
 from harness.yaml_node import Node
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAINLINE = re.compile(r"v\d+\.\d+(?:\.\d+)?(?:-rc\d+)?")
 _TARGET = re.compile(r"[a-z0-9_+.-]*config")
 _BTF_KINDS = ("file", "tree", "dwarf", "url")
 FRAGMENTS = "kernels.d"
@@ -33,7 +35,7 @@ FRAGMENTS = "kernels.d"
 def kernel_source(node: Node) -> KernelSource:
     """What `source:` says; its `kind` chooses the other keys. ConfigError."""
     kinds: Mapping[str, Callable[[Node], KernelSource]] = {
-        "path": _path_source, "url": _url_source, "tree": _tree_source,
+        "path": _path_source, "url": _url_source, "tree": _tree_source, "mainline": _mainline_source,
     }  # fmt: skip
     if not isinstance(node.value, dict) or "kind" not in node.value:
         node.fail("`kind` is required", remedy=f"one of {', '.join(kinds)}")
@@ -95,6 +97,13 @@ def _either(node: Node, entries: Mapping[str, Node]) -> None:
         for key in ("config", "modules"):
             if key in entries:
                 entries[key].fail("comes out of `packages`")
+
+
+def _mainline_source(node: Node) -> MainlineSource:
+    version = node.mapping(("kind", "version"), required=("version",))["version"]
+    if not _MAINLINE.fullmatch(version.text()):
+        version.fail("a version as vng takes it is wanted: v6.12, v6.12.3, v6.13-rc2")
+    return MainlineSource(version=version.text())
 
 
 def _tree_source(node: Node) -> TreeSource:

@@ -63,6 +63,7 @@ _SOURCES = {
     "path": "harness.kernels.path_source",
     "url": "harness.kernels.path_source",
     "tree": "harness.kernels.tree_source",
+    "mainline": "harness.kernels.mainline_source",
     "local": "harness.kernels.machine",
     "ssh": "harness.kernels.machine",
 }

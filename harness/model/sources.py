@@ -88,6 +88,14 @@ class UrlSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MainlineSource:
+    """A build of Ubuntu's mainline archive, by its directory there (`v6.12`, `v6.12-rc3`)."""
+
+    kind: ClassVar[str] = "mainline"
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TreeSource:
     """A kernel tree, built with `config` (a file, or a target such as `defconfig`) and `fragments` on top, each a file
     that merge_config.sh of the tree understands. `btf_fragment` comes last: what it takes to have BTF. Paths are
