@@ -30,7 +30,7 @@ MATRIX_FILE = "kernels.yaml"
 _IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _KERNEL_KEYS = (
     "id", "arch", "variant", "suites", "package", "source", "btf", "tags", "cpu", "memory_mb", "kernel_args",
-    "backend",
+    "backend", "root",
 )  # fmt: skip
 _GUEST_BACKENDS = ("qemu", "virtme-ng")
 _GUEST_KEYS = ("suites", "packages")
@@ -137,7 +137,16 @@ def _kernel(node: Node, repositories: tuple[AptRepository, ...]) -> KernelSpec:
         kernel_args=entries["kernel_args"].texts() if "kernel_args" in entries else (),
         backend=entries["backend"].choice(_GUEST_BACKENDS) if "backend" in entries else "qemu",
         btf=btf_source(entries["btf"]) if "btf" in entries else None,
+        root=_root(entries) if "root" in entries else None,
     )
+
+
+def _root(entries: Mapping[str, Node]) -> Path:
+    """The root file system of a virtme-ng guest; relative to the directory of kernels.yaml."""
+    node = entries["root"]
+    if "backend" not in entries or entries["backend"].text() != "virtme-ng":
+        node.fail("goes with `backend: virtme-ng` only")
+    return (Path(node.file).parent / Path(node.text()).expanduser()).absolute()
 
 
 def _identity(node: Node) -> str:

@@ -1,6 +1,7 @@
-"""Backend `virtme-ng`: the kernel booted by vng over this machine's own root file system, read-only.
+"""Backend `virtme-ng`: the kernel booted by vng over this machine's own root file system, or another's, read-only.
 
-For people who already live in virtme-ng: what is installed here is what the guest sees. vng has no deadline of its
+For people who already live in virtme-ng: what is installed here is what the guest sees, or what is in the directory
+that the row names as `root`. vng has no deadline of its
 own; ours cover it, and its whole process group dies with the session. Frames travel on a virtio-serial port of ours, a
 Unix socket that QEMU connects to, so vng's own console and script streams stay evidence.
 
@@ -36,6 +37,7 @@ _CPUS = 2  # as boot.CPUS: the verifier bounds bpf_get_smp_processor_id() by it
 _HELLO_SECONDS = 300.0
 _REMEDY = "pip install virtme-ng; apt install kmod busybox-static"
 _MOST_SAID = 1 << 16
+_PLACE = "/tmp/corematrix"  # in a guest with a root of its own; vng's init makes /tmp a tmpfs
 
 
 class VirtmeGuest:
@@ -49,9 +51,9 @@ class VirtmeGuest:
             root = self._files.enter_context(options.store.scratch())
             self._errors = self._files.enter_context(_temporary())
             vmlinuz = _lay_out(kernel, options, root)
-            command = _serve_command(kernel, dict(options.sources), root)
+            command = _serve_command(kernel, dict(options.sources), _shared(root))
             listener = self._files.enter_context(_listener())
-            words = _vng(vmlinuz, kernel, listener.getsockname(), kvm, command)
+            words = _vng(vmlinuz, kernel, listener.getsockname(), kvm=kvm, shared=_shared(root), command=command)
             quiet, said = self._files.enter_context(_open_pipe()), self._errors.fileno()
             self._process = proc.spawn(words, stdin=quiet, stdout=said, stderr=said, env=_path(), remedy=_REMEDY)
             self._files.callback(self._process.kill, grace=0.5)
@@ -97,6 +99,7 @@ def open_session(kernel: Kernel, options: SessionOptions) -> ServedSession:
         message = f"{kernel.spec.id}: virtme-ng shares this machine's files, and you are not root"
         raise InfrastructureError(message, remedy="run as root, or leave `backend` out")
     arch = kernel.spec.arch
+    _check_root(kernel)
     version = qemu.version(qemu.binary(arch))
     known: str | None = options.accelerator
     if known is None:
@@ -104,6 +107,13 @@ def open_session(kernel: Kernel, options: SessionOptions) -> ServedSession:
     session = _open(kernel, options, kvm=known == accelerator.KVM, seconds=_HELLO_SECONDS)
     session.tell(accelerator=known, qemu=version)
     return session
+
+
+def _check_root(kernel: Kernel) -> None:
+    root = kernel.spec.root
+    if root is not None and not (root / "usr/bin/python3").exists():
+        message = f"{kernel.spec.id}: there is no usr/bin/python3 in {root}"
+        raise InfrastructureError(message, remedy="name another `root`, or install python3 (3.9 or newer) in it")
 
 
 def _open(kernel: Kernel, options: SessionOptions, *, kvm: bool, seconds: float) -> ServedSession:
@@ -116,7 +126,16 @@ def _try_kvm(kernel: Kernel, options: SessionOptions) -> None:
     _open(kernel, options, kvm=True, seconds=accelerator.PROBE_SECONDS).close()
 
 
-def _vng(vmlinuz: Path, kernel: Kernel, address: str, kvm: bool, command: list[str]) -> list[str]:
+def _shared(root: Path) -> Path:
+    """What a guest with another root file system needs of ours."""
+    path = root / "shared"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _vng(
+    vmlinuz: Path, kernel: Kernel, address: str, *, kvm: bool, shared: Path, command: list[str]
+) -> list[str]:  # fmt: skip
     vng = shutil.which("vng", path=_path()["PATH"]) or "vng"
     devices = (
         f"-chardev socket,id=corematrix,path={address} -device virtio-serial-pci,id=corematrix"
@@ -125,6 +144,8 @@ def _vng(vmlinuz: Path, kernel: Kernel, address: str, kvm: bool, command: list[s
     options = ["--disable-microvm", "--force-9p", "--cpus", str(_CPUS), "--memory", f"{kernel.spec.memory_mb + 256}M"]
     options += [] if kvm else ["--disable-kvm"]
     options += [f"--append={word}" for word in kernel.spec.kernel_args]
+    if kernel.spec.root is not None:
+        options += ["--root", str(kernel.spec.root), f"--rodir={_PLACE}={shared}"]
     return [vng, "--run", str(vmlinuz), "--verbose", *options, f"--qemu-opts={devices}", "--", shlex.join(command)]
 
 
@@ -150,14 +171,23 @@ def _lay_out(kernel: Kernel, options: SessionOptions, root: Path) -> Path:
     return vmlinuz
 
 
-def _serve_command(kernel: Kernel, sources: dict[str, bytes], root: Path) -> list[str]:
+def _serve_command(kernel: Kernel, sources: dict[str, bytes], shared: Path) -> list[str]:
+    """With this machine's own root the guest sees the files where they are; with another they are mounted there."""
     bundle = payload.build(sources)
-    path = root / f"{bundle.sha256}.zip"
-    path.write_bytes(bundle.data)
-    words = [os.path.realpath(sys.executable), "-I", "-S", str(path), "serve", "--port", DEFAULT_PORT]
+    files = {f"{bundle.sha256}.zip": bundle.data}
+    options = []
     if kernel.btf is not None and kernel.btf_external:
-        words += ["--btf", str(kernel.btf)]
-    return [*words, *(["--kconfig", str(kernel.config)] if kernel.config else [])]
+        files["btf"] = kernel.btf.read_bytes()
+        options += ["--btf", "btf"]
+    if kernel.config is not None:
+        files["config"] = kernel.config.read_bytes()
+        options += ["--kconfig", "config"]
+    for name, data in files.items():
+        (shared / name).write_bytes(data)
+    seen = shared if kernel.spec.root is None else Path(_PLACE)
+    python = os.path.realpath(sys.executable) if kernel.spec.root is None else "/usr/bin/python3"
+    words = [word if word.startswith("--") else str(seen / word) for word in options]
+    return [python, "-I", "-S", str(seen / f"{bundle.sha256}.zip"), "serve", "--port", DEFAULT_PORT, *words]
 
 
 @contextmanager

@@ -22,7 +22,8 @@ class KernelSource(Protocol):
 class KernelSpec:
     """One row of kernels.yaml. `id` is its identity and never holds the exact release (contract.md).
 
-    `btf` is where BTF comes from that takes the place of the kernel's own, None for its own.
+    `btf` is where BTF comes from that takes the place of the kernel's own, None for its own. `root` is the directory a
+    guest of virtme-ng has for its root file system, None for this machine's own.
     """
 
     id: str
@@ -35,6 +36,7 @@ class KernelSpec:
     kernel_args: tuple[str, ...] = ()
     backend: str = "qemu"
     btf: BtfSource | None = None
+    root: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

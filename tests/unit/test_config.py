@@ -229,3 +229,13 @@ def test_an_architecture_may_have_packages_of_its_own() -> None:
     assert guest.for_arch("x86_64").packages == ("libc6",)
     with pytest.raises(ConfigError, match="'risc' is not known here"):
         config.matrix_from(changed("guest", {**GOOD["guest"], "arches": {"risc": other["riscv64"]}}), "k")
+
+
+def test_a_root_of_its_own_is_for_virtme_ng(tmp_path: Path) -> None:
+    data = copy.deepcopy(GOOD)
+    data["kernels"][0] |= {"backend": "virtme-ng", "root": "chroot"}
+    found = config.matrix_from(data, str(tmp_path / "kernels.yaml")).kernels[0]
+    assert found.root == tmp_path / "chroot"
+    data["kernels"][0]["backend"] = "qemu"
+    with pytest.raises(ConfigError, match=r"kernels\[0\].root: goes with `backend: virtme-ng` only"):
+        config.matrix_from(data, "kernels.yaml")
