@@ -33,8 +33,11 @@ _MOST_SYMBOLS = 1000
 _EPERM, _ENOENT, _EACCES, _EINVAL, _E2BIG, _EOPNOTSUPP, _ENOTSUPP = 1, 2, 13, 22, 7, 95, 524
 
 
-def attach_program(machine: Any, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
+def attach_program(
+    machine: Any, fd: int, facts: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Attach the program behind `fd`, detach it, report. `facts` are its own so far (docs/facts.md)."""
+    progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
     return try_attach(Attempt(machine.bpf, fd, facts, machine.syscall_prefix(), machine.spare_modules))
 
 

@@ -17,6 +17,7 @@ from .struct_ops import StructOps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .bpf_object import BpfObject
@@ -27,12 +28,15 @@ _EOPNOTSUPP = 95
 _USER = ("uprobe", "uretprobe", "usdt")
 
 
-def attach(load: Load, machine: Any, entry: dict[str, Any]) -> dict[str, Any]:
+def attach(
+    load: Load, machine: Any, entry: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Attach a program that the kernel has taken, detach it, report (docs/facts.md)."""
     lib, pointer, verdict = load.lib, load.progs[entry["name"]], load.doors.verdicts[entry["name"]]
     assert verdict.fd is not None
     if lib.bpf_program__fd(pointer) < 0:
-        return attach_program(machine, verdict.fd, entry)
+        return attach_program(machine, verdict.fd, entry, progress)
+    progress({"type": "progress", "phase": "attach", "prog": entry["name"]})
     how, said = _HOW % lib.version, len(load.log.warnings)
     link = lib.bpf_program__attach(pointer)
     number = ctypes.get_errno()
@@ -40,7 +44,7 @@ def attach(load: Load, machine: Any, entry: dict[str, Any]) -> dict[str, Any]:
         lib.bpf_link__destroy(link)
         return answer("attached", how)
     words = load.log.warnings[said:]
-    ours = attach_program(machine, verdict.fd, entry)
+    ours = attach_program(machine, verdict.fd, entry, progress)
     if (number == _EOPNOTSUPP and not words) or entry["section"].startswith(_USER):
         return ours  # nothing libbpf does by itself, or a binary that is not here
     error = ours["error"] if ours["status"] == "refused" else "\n".join(words[-2:])

@@ -214,8 +214,7 @@ class Facts:
         if self._request.get("attach") and entry["loaded"] and entry["prog_type"] != "struct_ops":
             from .libbpf_attach import attach
 
-            progress({"type": "progress", "phase": "attach", "prog": name})
-            entry["attach"] = attach(load, self._machine, entry)
+            entry["attach"] = attach(load, self._machine, entry, progress)
 
     def attach_struct_ops(self, load: Load) -> None:
         """Once all programs of a struct are there, if libbpf has loaded the object."""

@@ -344,8 +344,7 @@ class ObjectJudge:
     def _attach(self, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
         from .attach import attach_program
 
-        self._progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
-        return attach_program(self._machine, fd, facts)
+        return attach_program(self._machine, fd, facts, self._progress)
 
     def _attach_struct_ops(self, progs: list[dict[str, Any]]) -> None:
         """Once all programs of a struct are there."""
