@@ -163,9 +163,21 @@ class Doors:
         if command != PROG_BIND_MAP and self.is_stand_in(ctypes.c_uint32.from_address(attr).value):
             return 0
         result = self._lib.real_syscall(number, command, attr, *rest)
-        if result < 0 and self._names_stand_in(command, attr):
+        if result < 0 and (self._names_stand_in(command, attr) or self._refused_inner_map(command, attr)):
             return 0
         return result
+
+    def _refused_inner_map(self, command: int, attr: int) -> bool:
+        """A map that will not take its initial map: libbpf then gives up, as if it could not create the outer one."""
+        errno = ctypes.get_errno()
+        outer = self.map_names.get(ctypes.c_uint32.from_address(attr).value)
+        value = ctypes.c_uint64.from_address(attr + 16).value if command == MAP_UPDATE_ELEM else 0
+        inner = ctypes.c_uint32.from_address(value).value if value else -1
+        ctypes.set_errno(errno)
+        if outer is None or inner not in self.map_names or self.map_names[inner] == outer:
+            return False
+        self.map_errors[outer] = errno
+        return True
 
     def _names_stand_in(self, command: int, attr: int) -> bool:
         errno = ctypes.get_errno()

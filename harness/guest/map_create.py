@@ -35,13 +35,20 @@ _SIZELESS = frozenset(
 _STACK_TRACE, _STACK_DEPTH = MAP_TYPE["stack_trace"], 127  # sysctl kernel.perf_event_max_stack as it comes
 
 
+# libbpf 1.4: an arena is mapped when it is made (1.1.2 knows no arenas, 1.5.0 does).
+_MAPS_ARENAS = (1, 4)
+
+
 class Creator:
     """Creates an object's maps on a kernel; `features` are the probes' answers, `btf_fd` the object's loaded BTF or 0.
 
-    `adaptations` collects what was done without, as `(name, detail)`.
+    `adaptations` collects what was done without, as `(name, detail)`; `rules` is a libbpf version, None the newest.
     """
 
-    def __init__(self, bpf: Bpf, features: dict[str, bool], btf_fd: int) -> None:
+    def __init__(
+        self, bpf: Bpf, features: dict[str, bool], btf_fd: int, rules: tuple[int, ...] | None = None
+    ) -> None:
+        self._maps_arenas = rules is None or rules >= _MAPS_ARENAS
         self._bpf = bpf
         self._features = features
         self._btf_fd = btf_fd
@@ -81,7 +88,7 @@ class Creator:
             item.ident = self._bpf.map_id(item.fd)
             if item.is_internal:
                 self._populate(item)
-            elif item.type == ARENA:
+            elif item.type == ARENA and self._maps_arenas:
                 self._map_arena(item)
         except OSError as error:
             item.errno = error.errno
@@ -159,6 +166,10 @@ class Creator:
                 )
                 return
             self.fill_slot(item, index, fd)
+            if item.errno is not None and item.fd is not None:  # libbpf: the map could not be created
+                os.close(item.fd)
+                item.fd = None
+                return
 
     def fill_slot(self, item: Map, index: int, fd: int) -> None:
         """Put a map's or a program's fd into a slot; a refusal is left in the map."""

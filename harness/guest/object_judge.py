@@ -105,7 +105,7 @@ class ObjectJudge:
         return progs
 
     def _step(self, phase: str, work: Callable[[], None], stage: str | None = None) -> bool:
-        """Do the work; False where libbpf would stop, in `stage` when all that is refused there is refused in one."""
+        """Do the work; False where libbpf would stop (in `stage`, else the error's own)."""
         start = perf_counter()
         try:
             work()
@@ -163,8 +163,7 @@ class ObjectJudge:
     # -- CO-RE
 
     def _relocate(self) -> None:
-        """The whole object with its own autoload set; after a fatal relocation again, without the program that holds
-        it."""
+        """The whole object with its own autoload set; after a fatal relocation again, without its program."""
         assert self._obj is not None
         obj = self._obj
         pristine = {id(prog): bytes(prog.insns) for prog in obj.progs}
@@ -216,7 +215,7 @@ class ObjectJudge:
         obj, machine = self._obj, self._machine
         machine.await_gone()
         self._btf_fd = self._load_btf()
-        creator = Creator(machine.bpf, machine.features, self._btf_fd)
+        creator = Creator(machine.bpf, machine.features, self._btf_fd, self._rules_version())
         creator.create_all(self._maps)
         self._adaptations += [{"name": n, "libbpf": True, "detail": d} for n, d in creator.adaptations]
         for item in self._maps:

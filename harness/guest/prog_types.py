@@ -161,8 +161,8 @@ _SINCE = {
     "uprobe.multi+": (1, 3), "uretprobe.multi+": (1, 3), "uprobe.multi.s+": (1, 3), "uretprobe.multi.s+": (1, 3),
     "cgroup/connect_unix": (1, 3), "cgroup/sendmsg_unix": (1, 3), "cgroup/recvmsg_unix": (1, 3),
     "cgroup/getpeername_unix": (1, 3), "cgroup/getsockname_unix": (1, 3),
-    "kprobe.session+": (1, 5),
-    "uprobe.session+": (1, 6), "uprobe.session.s+": (1, 6), "usdt.s+": (1, 6), "sk_skb/verdict": (1, 6),
+    "kprobe.session+": (1, 5), "usdt.s+": (1, 5), "sk_skb/verdict": (1, 5),  # 1.5.0 has them, 1.1.2 not
+    "uprobe.session+": (1, 6), "uprobe.session.s+": (1, 6),
     "fsession+": (1, 7), "fsession.s+": (1, 7),
 }  # fmt: skip
 

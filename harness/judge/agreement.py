@@ -100,7 +100,8 @@ def _fields(mine: Mapping[str, Any], theirs: Mapping[str, Any], names: Sequence[
 
 
 def _map(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    yield from _fields(mine, theirs, ("type", "errno"))
+    # A libbpf older than the kind has no word for it.
+    yield from _fields(mine, theirs, ("type", "errno") if theirs["type"] is not None else ("errno",))
 
 
 def _extern(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
