@@ -8,9 +8,11 @@ program libbpf loaded.
 from __future__ import annotations
 
 import ctypes
+import os
 
 from . import attach_struct_ops
 from .attach import answer, attach_program
+from .attach_uprobe import find_binary
 from .btf_load import variable_places
 from .errors import GuestError
 from .struct_ops import StructOps
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from .libbpf_loader import Load
 
 _HOW = "bpf_program__attach() of libbpf %s"
-_EOPNOTSUPP = 95
+_NO_PROBE = "probe gone: the notes of the binary have no %s"
+_ENOENT, _EOPNOTSUPP = 2, 95
 _USER = ("uprobe", "uretprobe", "usdt")
 
 
@@ -37,18 +40,25 @@ def attach(
     if lib.bpf_program__fd(pointer) < 0:
         return attach_program(machine, verdict.fd, entry, progress)
     progress({"type": "progress", "phase": "attach", "prog": entry["name"]})
-    how, said = _HOW % lib.version, len(load.log.warnings)
+    how, before = _HOW % lib.version, len(load.log.warnings)
     link = lib.bpf_program__attach(pointer)
     number = ctypes.get_errno()
     if link is not None:
         lib.bpf_link__destroy(link)
         return answer("attached", how)
-    words = load.log.warnings[said:]
+    words = load.log.warnings[before:]
     ours = attach_program(machine, verdict.fd, entry, progress)
-    if (number == _EOPNOTSUPP and not words) or entry["section"].startswith(_USER):
+    if (number == _EOPNOTSUPP and not words) or (_in_user_space(entry) and ours["status"] != "not_attempted"):
         return ours  # nothing libbpf does by itself, or a binary that is not here
-    error = ours["error"] if ours["status"] == "refused" else "\n".join(words[-2:])
+    if find_binary((entry["attach_target"] or "").partition(":")[0]) is None and _in_user_space(entry):
+        return answer("not_attempted", how, error="\n".join(words[-2:]))
+    said = "\n".join(words[-2:]) or (_NO_PROBE % entry["attach_target"] if number == _ENOENT else os.strerror(number))
+    error = ours["error"] if ours["status"] == "refused" else said
     return answer("refused", how, errno=number, error=error)
+
+
+def _in_user_space(entry: dict[str, Any]) -> bool:
+    return str(entry["section"]).removeprefix("?").startswith(_USER)
 
 
 def attach_struct_ops_of(load: Load, file: BpfObject, progs: dict[str, dict[str, Any]]) -> None:
