@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--format", choices=("text", "json"), default="text", help="on standard output (default: text)")
     add("--json", metavar="FILE", help="also write JSON there")
-    add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--jobs", type=int, metavar="N", help="processes (default: one for each core, and one)")
     add("--quiet", action="store_true", help="no progress, only the report")
 
 

@@ -85,7 +85,7 @@ def answers(
     """
     for job in jobs:
         _subject(job, None)
-    count = min(processes or _cpus(), max(1, (len(targets) + _CHUNK - 1) // _CHUNK))
+    count = min(processes or _cpus() + 1, max(1, (len(targets) + _CHUNK - 1) // _CHUNK))
     found: list[Answered] = []
     for batch in _batches(_Worker(tuple(jobs), tuple(targets), store.root, rules, detailed), count):
         for answered in batch:
@@ -104,6 +104,7 @@ def problem(job: Job) -> str | None:
 
 
 def _cpus() -> int:
+    """Cores. One process more keeps them busy while another waits for the disk."""
     return len(os.sched_getaffinity(0))
 
 

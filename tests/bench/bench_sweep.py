@@ -4,8 +4,8 @@
 
 The first time every BTF is unpacked and indexed, the second time only relocated. CPU seconds are counted (user and
 system, of all processes) and divided by two cores, so that a busy machine does not decide; wall seconds stand beside
-them. Memory is the sum of what each process has for itself plus what they share (PSS), at its highest. Exit status 1
-when a target of the issue is missed.
+them, and mean something on a machine of two cores (`taskset -c 0,1`). Memory is the sum of what each process has for
+itself plus what they share (PSS), at its highest. Exit status 1 when a target of the issue is missed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ def main() -> int:
     cache = options.scratch / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     command = [sys.executable, "-m", "harness.cli", "sweep", str(options.object), "--btf", str(tree), "--quiet"]
-    command += ["--jobs", str(CORES)]
     scale = 500 / options.count
     results: list[bool] = []
     for name, target in (("first time, 500 BTFs on 2 cores", FIRST), ("index cached, 500 BTFs on 2 cores", AGAIN)):
