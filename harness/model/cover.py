@@ -49,7 +49,8 @@ class StandIn:
 
 @dataclass(frozen=True, kw_only=True)
 class Cover:
-    """`kernels` were looked at, `outcomes` distinct ones of their programs foretold, `booted` show them all.
+    """`kernels` were looked at; `booted` show all the distinct `outcomes` of programs that any kernel shows that can be
+    booted; `unshown` more are foretold of kernels of which only BTF is at hand.
 
     `minimal`: no smaller set does; else at least `at_least` kernels are needed. `always`: kernels booted because
     nothing could be foretold of them, with the reason in `notes`.
@@ -60,6 +61,7 @@ class Cover:
     booted: tuple[str, ...]
     minimal: bool
     at_least: int
+    unshown: int = 0
     always: tuple[str, ...] = ()
     stand_ins: tuple[StandIn, ...] = ()
     notes: tuple[str, ...] = ()

@@ -18,11 +18,11 @@ _WORDS = {
 
 
 class Row(NamedTuple):
-    """One kernel that was not booted: `by` (booted kernel, objects it stands for), programs nobody shows, and what is
-    unproven: (topic, text, of which objects and programs).
+    """Kernels that were not booted and of which the same is to be said: `by` (booted kernel, objects it stands for),
+    programs nobody shows, and what is unproven: (topic, text, of which objects and programs).
     """
 
-    kernel: str
+    kernels: tuple[str, ...]
     bootable: bool
     by: tuple[tuple[str, tuple[str, ...]], ...]
     objects: int
@@ -38,18 +38,22 @@ def head(cover: Cover) -> str:
     return (
         f"{len(cover.booted)} of {cover.kernels} kernels booted, {shown} not: the {cover.outcomes} outcomes a sweep"
         f" foretells are shown by {', '.join(cover.booted)} ({size})"
+        + (f"; {cover.unshown} more, of kernels of which only BTF is at hand, by none" if cover.unshown else "")
     )
 
 
 def rows(cover: Cover) -> list[Row]:
-    """By kernel, in the cover's order."""
+    """In the cover's order, kernels of which the same is said together."""
     kernels: dict[str, list[StandIn]] = {}
     for one in cover.stand_ins:
         kernels.setdefault(one.kernel, []).append(one)
-    return [_row(kernel, found) for kernel, found in kernels.items()]
+    alike: dict[Row, list[str]] = {}
+    for kernel, found in kernels.items():
+        alike.setdefault(_row(found), []).append(kernel)
+    return [row._replace(kernels=tuple(names)) for row, names in alike.items()]
 
 
-def _row(kernel: str, found: list[StandIn]) -> Row:
+def _row(found: list[StandIn]) -> Row:
     by: dict[str, list[str]] = {}
     told: dict[tuple[str, str], list[str]] = {}
     for one in found:
@@ -63,7 +67,7 @@ def _row(kernel: str, found: list[StandIn]) -> Row:
             told.setdefault((remark.what, remark.text), []).append(subject)
     order = list(_WORDS)
     return Row(
-        kernel=kernel,
+        kernels=(),
         bootable=found[0].bootable,
         by=tuple((name, tuple(names)) for name, names in sorted(by.items(), key=lambda item: -len(item[1]))),
         objects=len(found),
@@ -95,10 +99,12 @@ def terminal(cover: Cover, paint: Paint, *, verbose: bool) -> Iterator[str]:
     for note in cover.notes:
         yield from paint.wrapped(line(note), "    ", "quiet", first="  • ")
     for row in rows(cover):
-        only = "" if row.bootable else "  (only its BTF is at hand)"
+        only = "" if row.bootable else ", of which only BTF is at hand"
         yield ""
-        yield f"  {paint(line(row.kernel), 'strong')}{only}"
-        yield from paint.wrapped(line(f"as {_by(row)}"), "      ", first="    ")
+        names = _brief(row.kernels) + (f" ({len(row.kernels)} kernels)" if len(row.kernels) > 1 else "")
+        yield from paint.wrapped(line(names + only), "    ", "strong", first="  ")
+        if row.by:
+            yield from paint.wrapped(line(f"as {_by(row)}"), "      ", first="    ")
         if row.uncovered:
             text = f"shown by no kernel that can be booted: {_brief(row.uncovered)}"
             yield from paint.wrapped(line(text), "      ", "trouble", first="    ")
@@ -139,10 +145,10 @@ def markdown_section(cover: Cover) -> str:
     lines += ["", "| kernel | a booted kernel stands for it | shown by none | same in BTF |", "|---|---|---|---|"]
     found = rows(cover)
     for row in found:
-        name = code(row.kernel) + ("" if row.bootable else " (BTF only)")
+        name = ", ".join(map(code, row.kernels)) + ("" if row.bootable else " (BTF only)")
         lines.append(f"| {name} | {markdown(_by(row))} | {markdown(_brief(row.uncovered))} | {row.checked} |")
     for row in found:
-        lines += ["", f"<details><summary>{code(row.kernel)}: what that leaves unproven</summary>", ""]
+        lines += ["", f"<details><summary>{markdown(_brief(row.kernels))}: what that leaves unproven</summary>", ""]
         for what, text, names in row.unproven:
             lines.append(f"- {_WORDS[what]}: {markdown(text)} ({markdown(_brief(names, row.objects))})")
         lines += ["", "</details>"]

@@ -77,11 +77,14 @@ def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Seque
     found = smallest(bootable, {one.kernel: one.cost for one in foretold})
     if not found.chosen and not always:  # nothing is foretold of anything: one boot says so much
         found = replace(found, chosen=tuple(bootable)[:1])
+    shown = frozenset[Outcome]().union(*bootable.values())
+    everything = frozenset[Outcome]().union(*(one.shown() for one in foretold))
     booted = [one for one in foretold if one.kernel in found.chosen]
     rest = [one for one in foretold if one.kernel not in found.chosen]
     return Cover(
         kernels=len(foretold) + len(always),
-        outcomes=len(frozenset[Outcome]().union(*(one.shown() for one in foretold))),
+        outcomes=len(shown),
+        unshown=len(everything - shown),
         booted=(*found.chosen, *always),
         minimal=found.minimal,
         at_least=found.at_least + len(always),
@@ -170,7 +173,7 @@ def _verifier(one: Foretold, other: Foretold) -> Iterator[Remark]:
             has = "has" if rule.name in one.rules else "lacks"
             yield Remark(what="verifier", text=f"{has} the rule {rule.name}, unlike {other.kernel} ({rule.text})")
     if one.release != other.release:
-        text = f"limits and checks of {one.release}; shown: those of {other.release}"
+        text = f"limits and checks are those of another release; shown are those of {other.release}"
         yield Remark(what="verifier", text=text)
 
 
