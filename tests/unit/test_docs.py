@@ -19,7 +19,7 @@ FOREIGN_COMMANDS = re.compile(
     r"^\s*(?:\.venv/bin/)?(?:pip|pip-compile|pytest|python3?|dask|make|qemu|vng|clang|bpftool|tests?/|ci/|git|apt)\b"
 )
 FOREIGN = {
-    "--dist", "--disable-kvm", "--version", "--help", "--nthreads", "--memory-limit", "--name", "--junitxml",
+    "--once", "--dist", "--disable-kvm", "--version", "--help", "--nthreads", "--memory-limit", "--name", "--junitxml",
 }  # fmt: skip
 PROSE = {"that"}  # `it has no corematrix that answers`
 PLUGIN = set(re.findall(r"--corematrix-[a-z-]+", (ROOT / "harness/pytest_plugin.py").read_text()))
