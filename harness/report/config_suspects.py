@@ -35,6 +35,7 @@ _VERSION = re.compile(r"\d+\.\d+")
 _SWITCH = re.compile(r"^(CONFIG_\w+)=([ym])$", re.MULTILINE)
 
 # include/linux/bpf_types.h: the switches that program types stand under there; by the names of libbpf.
+_TRAMPOLINES = frozenset({"tracing", "lsm"})
 _TYPE_NEEDS: Mapping[str, str] = {
     **dict.fromkeys(
         ("kprobe", "tracepoint", "perf_event", "raw_tracepoint", "raw_tracepoint_writable", "tracing"),
@@ -79,7 +80,7 @@ class _Group:
 
     progs: dict[str, None] = field(default_factory=dict)
     externs: dict[str, None] = field(default_factory=dict)
-    needs: str | None = None
+    prog_type: str = ""
     target: str | None = None
 
 
@@ -94,10 +95,10 @@ def suspects(run: RunResult, sources: Sources) -> tuple[ConfigSuspicion, ...]:
     groups: dict[tuple[_Sides, str], _Group] = {}
     for program in view.all_programs():
         label = f"{view.label(program.subject)}/{program.name}"
-        for sides, needs in _differences(program, known):
+        for sides, prog_type in _differences(program, known):
             # A field is missing for every program alike; what refuses a program may be its own.
             target = None if sides[0] else _target(program, sides[1])
-            group = groups.setdefault((sides, "" if sides[0] else label), _Group(needs=needs, target=target))
+            group = groups.setdefault((sides, "" if sides[0] else label), _Group(prog_type=prog_type, target=target))
             group.progs[label] = None
             group.externs |= dict.fromkeys(_asked(program, sides[1]))
     judge = _Judge(kernels=kernels, sources=sources)
@@ -122,18 +123,17 @@ def _asked(program: Program, lacking: Collection[str]) -> list[str]:
     return [extern.name for extern in refused or externs if extern.name.startswith("CONFIG_")]
 
 
-def _differences(program: Program, known: Collection[str]) -> Iterator[tuple[_Sides, str | None]]:
-    """Relocations that have a target on some kernels only; else, a program that is loaded on some only."""
+def _differences(program: Program, known: Collection[str]) -> Iterator[tuple[_Sides, str]]:
+    """Relocations that have a target on some kernels only; a program that is loaded on some only, with its type."""
     judged = {kernel: prog for kernel, prog in program.judged.items() if kernel in known}
     for key, by_kernel in program.relocations.items():
         found = {kernel: relo.target_spec is not None for kernel, relo in by_kernel.items()
                  if kernel in known and relo.outcome is not Outcome.ERROR}  # fmt: skip
         if len(set(found.values())) == 2:
-            yield _sides(key.field, found), None
+            yield _sides(key.field, found), ""
     loaded = {kernel: prog.verdict is Verdict.LOADED for kernel, prog in judged.items() if not _explained(prog)}
     if len(set(loaded.values())) == 2:
-        kind = next(iter(judged.values())).prog_type
-        yield _sides("", loaded), _TYPE_NEEDS.get(kind)
+        yield _sides("", loaded), next(iter(judged.values())).prog_type
 
 
 def _explained(prog: ProgResult) -> bool:
@@ -220,8 +220,10 @@ class _Judge:
             for step in steps:
                 for place in places.get(step, ()):
                     yield place.option, f"the source has it under this switch, {place.text}"
-        if group.needs is not None:
-            yield group.needs, "include/linux/bpf_types.h has the program type under it"
+        if group.prog_type in _TYPE_NEEDS:
+            yield _TYPE_NEEDS[group.prog_type], "include/linux/bpf_types.h has the program type under it"
+        if group.prog_type in _TRAMPOLINES:
+            yield "CONFIG_BPF_JIT", "programs of this type attach by trampolines, which come with it"
         yield from ((option, "the object asks for it") for option in group.externs)
 
     def _further(

@@ -178,6 +178,18 @@ def test_a_program_refused_for_its_type() -> None:
     assert "bpf_types.h" in found.suspects[0].because
 
 
+def test_trampolines_come_with_the_jit() -> None:
+    def loads(kernel: str, *, loaded: bool) -> CellResult:
+        refusal = {} if loaded else {"stage": "pre_verifier", "errno": 12}
+        done = judged(facts([prog("trace", loaded=loaded, prog_type="tracing", **refusal)]), cell=begun(kernel))
+        return replace(done, kernel=replace(done.kernel, release="6.1.1", config_sha256=kernel))
+
+    noise = {f"X{number}": "y" for number in range(20)}
+    configs = {"with": lines(BPF_EVENTS="y", BPF_JIT="y", **noise), "without": lines(BPF_EVENTS="y")}
+    found = only(run_of(loads("with", loaded=True), loads("without", loaded=False)), sources(configs))
+    assert options(found) == ["CONFIG_BPF_JIT"]
+
+
 def test_what_refuses_a_program_is_its_own() -> None:
     """A strong extern that cannot be had names the switch; the other program of the run has nothing to do with it."""
 
