@@ -96,25 +96,47 @@ def open_btf(path: Path) -> Btf:
         message = f"{path}: cannot read this BTF: {error.strerror}"
         raise UsageError(message) from error
     except GuestError as error:
-        raise UsageError(
-            error.message, remedy="give raw BTF (as /sys/kernel/btf/vmlinux) or an ELF with .BTF"
-        ) from error
+        remedy = "give raw BTF (as /sys/kernel/btf/vmlinux) or an ELF with .BTF"
+        if path.name.endswith(".ko"):
+            remedy = f"a module's BTF is split over its kernel's: give that as --btf, and --module {path}"
+        raise UsageError(error.message, remedy=remedy) from error
 
 
-def inspect_object(path: Path, btf: Btf, conditions: Conditions | None = None) -> Inspection:
-    """Relocate the object in `path` against `btf`. UsageError when the object cannot be used; a finding is a value."""
+def open_module(path: Path, base: Btf) -> tuple[str, Btf]:
+    """A module's name and BTF, split over its kernel's, from a .ko or a file of /sys/kernel/btf. UsageError."""
+    name = path.name.partition(".")[0].replace("-", "_")
+    try:
+        btf = guest_btf.load(str(path), base)
+        for id_ in range(btf.start_id, btf.count):  # over another kernel's BTF names lie anywhere
+            _ = btf.type(id_).name
+        return name, btf
+    except OSError as error:
+        message = f"{path}: cannot read this module: {error.strerror}"
+        raise UsageError(message) from error
+    except GuestError as error:
+        raise UsageError(error.message, remedy="give an uncompressed .ko of the kernel that --btf is of") from error
+
+
+def inspect_object(
+    path: Path, btf: Btf, conditions: Conditions | None = None, modules: Sequence[tuple[str, Btf]] = ()
+) -> Inspection:
+    """Relocate the object in `path` against `btf`, and where that has no type of a name against `modules` in their
+    order. UsageError when the object cannot be used; a finding is a value.
+    """
     conditions = conditions or Conditions()
-    return inspect_opened(open_object(path, conditions.byteorder), str(path), btf, conditions)
+    return inspect_opened(open_object(path, conditions.byteorder), str(path), btf, conditions, modules)
 
 
-def inspect_opened(obj: BpfObject, path: str, btf: Btf, conditions: Conditions) -> Inspection:
+def inspect_opened(
+    obj: BpfObject, path: str, btf: Btf, conditions: Conditions, modules: Sequence[tuple[str, Btf]] = ()
+) -> Inspection:
     """The same for an object that is open: its instructions are changed in place. UsageError as above."""
     externs, error = _resolve_externs(obj, btf, conditions)
     relos: tuple[dict[str, Any], ...] = ()
     skipped = 0
     if error is None:  # libbpf resolves externs first: after a failure nothing is relocated
         try:
-            run = relocate(obj, Targets(btf), Rules(conditions.rules))
+            run = relocate(obj, Targets(btf, lambda: list(modules)), Rules(conditions.rules))
         except GuestError as broken:
             raise UsageError(broken.message) from broken
         relos, skipped = tuple(relo.as_dict() for relo in run.relos), run.skipped
@@ -325,6 +347,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, btf_required: bool = True)
         "--btf", type=Path, nargs="+", action="extend", required=btf_required, metavar="FILE",
         help="BTF to relocate against: raw, or an ELF with .BTF; several make a table",
     )  # fmt: skip
+    add(
+        "--module", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
+        help="modules loaded in the kernel of --btf, in that order: their types count where the kernel has none",
+    )  # fmt: skip
     add("--arch", choices=sorted(ARCHITECTURES), help="architecture of the kernel (default: this machine's byte order)")
     add("--kconfig", type=Path, metavar="FILE", help="the kernel's configuration, for CONFIG_ externs")
     add("--release", metavar="X.Y.Z", help="the kernel's release, for LINUX_KERNEL_VERSION")
@@ -340,10 +366,18 @@ def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     """Inspect, write the report to `stdout`; returns 0, or 1 where libbpf would give up on the object."""
     conditions = _conditions(options)
     check_settings(options.object, options.set, conditions.byteorder)
-    inspections = [inspect_object(options.object, open_btf(path), conditions) for path in options.btf]
+    inspections = [_against(options, path, conditions) for path in options.btf]
     render: Callable[[Sequence[Inspection], TextIO], None] = render_text if options.format == "text" else render_jsonl
     render(inspections, stdout)
     return 0 if all(inspection.error is None for inspection in inspections) else 1
+
+
+def _against(options: argparse.Namespace, path: Path, conditions: Conditions) -> Inspection:
+    if options.module and len(options.btf) > 1:
+        message = "--module: modules belong to one kernel"
+        raise UsageError(message, remedy="give one --btf")
+    btf = open_btf(path)
+    return inspect_object(options.object, btf, conditions, [open_module(module, btf) for module in options.module])
 
 
 def _conditions(options: argparse.Namespace) -> Conditions:

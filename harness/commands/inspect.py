@@ -25,9 +25,9 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         raise UsageError(message)
     if not options.running:
         return inspection.run(options, stdout, stderr)
-    if options.arch or options.kconfig or options.release:
-        message = "--running takes architecture, configuration and release from this machine"
-        raise UsageError(message, remedy="leave out --arch, --kconfig and --release, or give --btf")
+    if options.arch or options.kconfig or options.release or options.module:
+        message = "--running takes architecture, configuration, release and modules from this machine"
+        raise UsageError(message, remedy="leave out --arch, --kconfig, --release and --module, or give --btf")
     from harness.commands import running
 
     return running.run(options, stdout)

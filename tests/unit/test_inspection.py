@@ -163,6 +163,20 @@ def test_refusals_are_one_clear_line(files: dict[str, Path], arguments: tuple[st
     assert "\n" not in refused.value.message
 
 
+def test_a_modules_btf_wants_its_kernels(files: dict[str, Path], tmp_path: Path) -> None:
+    """pahole and the kernel's build split a module's BTF; here a broken one stands for one of another kernel."""
+    module = tmp_path / "some-thing.ko"
+    module.write_bytes(files["old.btf"].read_bytes()[:-1])
+    with pytest.raises(UsageError) as alone:
+        _inspect(files["x.bpf.o"], "--btf", module)
+    assert "--module" in (alone.value.remedy or "")
+    with pytest.raises(UsageError) as other:
+        _inspect(files["x.bpf.o"], "--btf", files["old.btf"], "--module", module)
+    assert "of the kernel that --btf is of" in (other.value.remedy or "")
+    with pytest.raises(UsageError, match="one kernel"):
+        _inspect(files["x.bpf.o"], "--btf", files["old.btf"], files["new.btf"], "--module", module)
+
+
 def test_command_alone_and_settings(files: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "harness.inspection", str(files["x.bpf.o"]), "--set", "limit=4", "--btf"]
     good = subprocess.run([*command, str(files["old.btf"])], capture_output=True, text=True, check=False)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from harness import inspection
 from harness.errors import FetchError
 from harness.judge.agreement import disagreements
 from harness.kernels import apt_source
@@ -171,6 +172,22 @@ def test_types_of_modules_are_found_where_bpftool_sees_them(asked: Asked) -> Non
     assert [sorted(str(one.get("module")) for one in line["candidates"]) for line in lines[6:10]] == [
         ["virtio_pci", "virtio_pci_modern_dev"], ["virtio_pci", "virtio_pci_modern_dev"], ["None"], [EXTRA],
     ]  # fmt: skip
+
+
+def test_inspect_finds_the_same_in_the_modules_files(asked: Asked, tmp_path: Path) -> None:
+    """Offline, from the .ko files, what libbpf decided in the guest."""
+    kernel, answers = asked
+    assert kernel.btf is not None
+    base = inspection.open_btf(kernel.btf)
+    modules = [inspection.open_module(path, base) for path in kernel.modules]
+    for name, text in {"found": FOUND, "ambiguous": AMBIGUOUS}.items():
+        path = tmp_path / f"{name}.bpf.o"
+        path.write_bytes(compile_bpf(text))
+        mine, theirs = inspection.inspect_object(path, base, modules=modules), answers[name][1]
+        fields = ("outcome", "target_spec", "new_value", "after")
+        wanted = [[line[word] for word in fields] for line in theirs["core_relos"] if line["outcome"] != "error"]
+        assert [[line[word] for word in fields] for line in mine.relos if line["outcome"] != "error"] == wanted
+        assert (mine.error is None) == (theirs["object_error"] is None)
 
 
 def test_an_id_in_two_modules_is_ambiguous(asked: Asked) -> None:
