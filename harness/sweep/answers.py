@@ -57,11 +57,12 @@ class Fate(NamedTuple):
 
 class Reached(NamedTuple):
     """What the verifier reaches of one program, by prediction: relocations by index (None: not known), and the helpers
-    it calls whatever is assumed of the configuration.
+    it calls whatever is assumed of the configuration, and `perhaps` those that this decides about.
     """
 
     relocations: dict[int, bool | None]
     helpers: frozenset[int]
+    perhaps: frozenset[int] = frozenset()
 
 
 class ProgDetail(NamedTuple):
@@ -154,9 +155,10 @@ class Subject:
             _fate(relo, _liveness([one.relocations.get(index, _ABSENT) for one in reached.values()]))
             for index, relo in enumerate(inspection.relos)
         )
-        absent = self._absent(btf, reached, has_functions)
+        enums = {name: _enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
+        absent = self._absent(btf, reached, enums, has_functions)
         progs = {
-            prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent)
+            prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent, enums)
             for prog in self.obj.entry_progs
             if prog.autoload
         }
@@ -185,7 +187,7 @@ class Subject:
     # -- programs
 
     def _prog_fate(
-        self, prog: Prog, inspection: Inspection, reached: Reached | None, absent: Mapping[str, str]
+        self, prog: Prog, inspection: Inspection, reached: Reached | None, absent: Mapping[str, str], enums: Enums
     ) -> Fate:
         if inspection.error is not None:
             return Fate("refused", reason=_IDS.sub("", inspection.error))
@@ -203,14 +205,16 @@ class Subject:
             if names:
                 how = "poison is reached" if state else "poison may be reached"
                 return Fate(word, reason=f"{how}: {', '.join(names)}")
-        return Fate("loads")
+        why = unknown_helper(reached.perhaps, enums)
+        return Fate("unknown", reason=f"the configuration decides: {why}") if why is not None else Fate("loads")
 
-    def _absent(self, btf: B.Btf, reached: Mapping[str, Reached], has_functions: bool) -> dict[str, str]:
+    def _absent(
+        self, btf: B.Btf, reached: Mapping[str, Reached], enums: Enums, has_functions: bool
+    ) -> dict[str, str]:
         """Why a program cannot load, by its name, and under "" why none can: its type, a helper it calls, its attach
         target, a kernel function or variable the object needs. What only vmlinux was searched for says so.
         """
         found: dict[str, str] = {}
-        enums = {name: _enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
         for prog in self.obj.entry_progs:
             calls = reached[prog.name].helpers if prog.name in reached else frozenset()
             why = unknown_type(prog, enums) or unknown_helper(calls, enums)
@@ -287,7 +291,7 @@ def _reached(
         index: True if insn in certain.visited else None if found.reaches(insn) else found.reaches(insn)
         for index, insn in places(program, inspection.relos).items()
     }
-    return Reached(relocations, certain.helpers)
+    return Reached(relocations, certain.helpers, found.helpers - certain.helpers)
 
 
 def _unpredicted(prog: Prog, inspection: Inspection, obj: BpfObject) -> Reached:
@@ -308,7 +312,8 @@ def _both(one: Reached, other: Reached) -> Reached:
     relocations = {
         index: state if other.relocations.get(index) is state else None for index, state in one.relocations.items()
     }
-    return Reached(relocations, one.helpers & other.helpers)
+    helpers = one.helpers & other.helpers
+    return Reached(relocations, helpers, (one.helpers | one.perhaps | other.helpers | other.perhaps) - helpers)
 
 
 def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, object]]:

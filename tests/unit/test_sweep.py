@@ -360,7 +360,8 @@ def test_a_number_of_a_configuration_nobody_has_leaves_open_what_it_decides(swee
     """Values tried by chance would call the one that is compared with impossible."""
     kernel = tmp_path / "vmlinux"  # 5.5 and later: Kconfig values decide branches
     kernel.write_bytes(compile_target(
-        NEW + "struct bpf_prog_aux { int attach_btf_id; };", *(f"struct {one}" for one in (*NAMES, "bpf_prog_aux"))
+        NEW + "struct bpf_prog_aux { int attach_btf_id; }; enum bpf_func_id { FIRST, __BPF_FUNC_MAX_ID = 3 };",
+        "enum bpf_func_id", *(f"struct {one}" for one in (*NAMES, "bpf_prog_aux")),
     ))  # fmt: skip
     path = tmp_path / "config.bpf.o"
     path.write_bytes(compile_bpf("""
@@ -368,12 +369,15 @@ struct thing { int nowhere; } PAI;
 extern int CONFIG_HZ __attribute__((section(".kconfig")));
 SEC("raw_tp/x") int open_(struct thing *t) { return CONFIG_HZ == 1000 ? t->nowhere : 0; }
 SEC("raw_tp/x") int both(struct thing *t) { int x = t->nowhere; return CONFIG_HZ == 1000 ? x : 0; }
+static long (*const probe_read)(void *dst, u32 size, const void *src) = (void *)4;
+SEC("raw_tp/x") int helper(void *t) { int x = 0; if (CONFIG_HZ == 1000) probe_read(&x, 4, t); return x; }
 """))
     status, out, _ = sweep(path, "--btf", kernel, "--format", "json")
     (swept,) = json.loads(out)["objects"]
     assert {prog["name"]: prog["classes"][0]["outcome"] for prog in swept["progs"]} == {
-        "open_": "unknown", "both": "refused",
+        "open_": "unknown", "both": "refused", "helper": "unknown",
     }  # fmt: skip
+    assert "the configuration decides: this kernel has no helper #4" in out
     assert status == 1
 
 
