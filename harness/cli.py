@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn, TextIO, cast
 
-from harness import __version__, ci_log
+from harness import __version__, ci_log, printable
 from harness.errors import CorematrixError, Interrupted
 
 # A bug of ours: EX_SOFTWARE of sysexits.h.
@@ -130,10 +130,8 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    from harness.report import untrusted  # only who failed waits for it
-
     with suppress(OSError):
-        sys.stderr.write(ci_log.plain(untrusted.lines(f"corematrix: {message}\n")))
+        sys.stderr.write(ci_log.plain(printable.lines(f"corematrix: {message}\n")))
 
 
 def _crash_log(arguments: Sequence[str]) -> Path:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from typing import TextIO
 
-from harness import inspection
 from harness.errors import UsageError
+from harness.inspection import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    inspection.add_arguments(parser, btf_required=False)
+    command.add_arguments(parser, btf_required=False)
     parser.add_argument("--running", action="store_true", help="this machine's own kernel: its BTF, configuration and "
         "release; and whether each program would load on it. No root")  # fmt: skip
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         message = "give --btf FILE, or --running" + (", not both" if options.running else "")
         raise UsageError(message)
     if not options.running:
-        return inspection.run(options, stdout, stderr)
+        return command.run(options, stdout, stderr)
     if options.arch or options.kconfig or options.release or options.module:
         message = "--running takes architecture, configuration, release and modules from this machine"
         raise UsageError(message, remedy="leave out --arch, --kconfig, --release and --module, or give --btf")

@@ -18,7 +18,8 @@ from harness.errors import UsageError
 from harness.guest.btf import Btf
 from harness.guest.errors import GuestError
 from harness.guest.kconfig import kernel_version
-from harness.inspection import Conditions, Inspection
+from harness.inspection import Conditions, Inspection, command
+from harness.inspection.text import render_text
 from harness.model.machines import local_architecture
 from harness.predict.kernels import model_from
 from harness.report.untrusted import line
@@ -83,16 +84,16 @@ def _read(path: Path) -> str | None:
 
 def run(options: argparse.Namespace, stdout: TextIO, root: Path = _ROOT) -> int:
     """Inspect and foretell; see `commands.inspect.run` for the status."""
-    inspection.check_rules(options.rules)
+    command.check_rules(options.rules)
     machine = this_machine(options.rules, root)
-    inspection.check_settings(options.object, options.set, machine.conditions.byteorder)
+    command.check_settings(options.object, options.set, machine.conditions.byteorder)
     btf = inspection.open_btf(machine.btf)
     found = inspection.inspect_object(options.object, btf, machine.conditions)
     subject, answer = _foretold(options, btf, machine.conditions)
     if options.format == "jsonl":
         _jsonl(found, subject, answer, stdout)
     else:
-        inspection.render_text([found], stdout)
+        render_text([found], stdout)
         stdout.writelines(f"{line(text)}\n" for text in _text(machine, subject, answer))
     refused = any(fate.outcome == "refused" for fate in answer.progs.values())
     return 1 if refused or found.error is not None else 0

@@ -13,7 +13,7 @@ from typing import TextIO
 from harness import __version__, config, kernels, matrix, objects
 from harness.apt.repository import AptOptions
 from harness.errors import CorematrixError, UsageError
-from harness.inspection import check_rules
+from harness.inspection.command import check_rules
 from harness.model.kernel import Kernel
 from harness.model.result import to_json
 from harness.model.sweep import SweepResult

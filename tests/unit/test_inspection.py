@@ -4,6 +4,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.inspection import add_arguments, run
+from harness.inspection import inspect_object, open_btf
+from harness.inspection.command import add_arguments, run
+from harness.inspection.text import render_text
 from tests.support.clang import CLANG, compile_bpf, compile_target, needs_clang
 
 LOCAL = """
@@ -184,3 +187,17 @@ def test_command_alone_and_settings(files: dict[str, Path]) -> None:
     bad = subprocess.run([*command, "/nonexistent"], capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "remedy" not in bad.stderr.splitlines()[0]
+
+
+def test_names_of_an_object_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    """A function is named by whoever made the object."""
+    text = "struct s { int a; } PAI; SEC(\"raw_tp/x\") int evil_name(struct s *s) { return s->a; }"
+    path, target = tmp_path / "evil.bpf.o", tmp_path / "target.o"
+    path.write_bytes(compile_bpf(text).replace(b"evil_name", b"e\x1b[2J\x07mes"))
+    target.write_bytes(compile_target("struct s { int b; int a; };", "struct s"))
+    inspection = inspect_object(path, open_btf(target))
+    for shown in ([inspection], [inspection, dataclasses.replace(inspection, error="bad \x1b[2J")]):
+        out = io.StringIO()
+        render_text(shown, out)
+        assert set(out.getvalue()) & set(map(chr, range(32))) == {"\n"}
+        assert "e\\x1b[2J\\x07mes" in out.getvalue()
