@@ -7,9 +7,9 @@ A chunk is one `corematrix run --isolate` in this very process; after each the p
 waits for a line on standard input, so that a machine shared with others can be had in turns. Status 1: something grew.
 
 What may not grow, from the first weighing at SETTLED cells or more (until then modules are imported, caches filled, and
-malloc's arenas, one for each of the threads that come and go) to the last: memory (RSS) by more than 4 MiB
-(10 KiB a cell in four hundred); descriptors, threads, child processes, files of the cache, files in $TMPDIR by any. Give it a cache of its own
-(COREMATRIX_CACHE) where others use the same.
+malloc's arenas, one for each of the threads that come and go) to the last: memory (RSS) by more than 4 MiB (10 KiB a
+cell in four hundred); descriptors, threads, child processes, files of the cache, files in $TMPDIR by any. Give it a
+cache of its own (COREMATRIX_CACHE) where others use the same.
 """
 
 from __future__ import annotations
