@@ -60,7 +60,7 @@ def test_the_reference_has_every_verb_and_every_format() -> None:
 def test_commands_shown_are_commands_there_are(page: Path) -> None:
     """`corematrix VERB ... --option`: the verb exists and takes the option."""
     wrong = []
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(_lines(page), 1):
         for verb, rest in re.findall(r"(?<![/\w-])corematrix ([a-z]+)\b([^`|\n]*)", _commands(line)):
             if verb not in options() and verb not in PROSE:
                 wrong.append(f"{number}: no verb {verb}")
@@ -72,6 +72,11 @@ def test_commands_shown_are_commands_there_are(page: Path) -> None:
     assert wrong == []
 
 
+def _lines(page: Path) -> list[str]:
+    """Lines, one for a command that goes on behind a backslash."""
+    return page.read_text().replace("\\\n", " ").splitlines()
+
+
 def _commands(line: str) -> str:
     """Only what is shown as a command: an indented line, or code between backticks."""
     return line if line.startswith("    ") else "\n".join(re.findall(r"`([^`]*)`", line))
@@ -81,7 +86,7 @@ def _commands(line: str) -> str:
 def test_no_option_is_made_up(page: Path) -> None:
     known = set().union(*options().values()) | FOREIGN | PLUGIN
     wrong = [
-        f"{number}: {word}" for number, line in enumerate(page.read_text().splitlines(), 1)
+        f"{number}: {word}" for number, line in enumerate(_lines(page), 1)
         if not any(FOREIGN_COMMANDS.match(part) for part in (line, *re.findall(r"`([^`]*)`", line)))
         for word in _OPTION.findall(line) if word not in known
     ]  # fmt: skip
