@@ -151,9 +151,10 @@ def _result(prog: ProgResult, suspects: tuple[str, ...]) -> tuple[Any, ...]:
     log = prog.verifier.log_excerpt if prog.verifier else None
     path = prog.verifier.log if prog.verifier else None
     stats = prog.verifier
-    cost = (
-        f"{stats.processed_insns} instructions, {stats.total_states} states, stack {stats.stack_depth}" if stats else ""
-    )
+    figures = (
+        (stats.processed_insns, "{} instructions"), (stats.total_states, "{} states"), (stats.stack_depth, "stack {}"),
+    ) if stats else ()  # fmt: skip
+    cost = ", ".join(text.format(figure) for figure, text in figures if figure is not None)
     stage = f" at {prog.stage}" if prog.stage else ""
     said = tuple(_(text) for text in (*prog.unmet, *prog.explanation, *suspects, *attach.words(prog), *prog.notes))
     return (f"{prog.verdict}{stage}", _(prog.error or ""), said, _(log or ""), _(path or ""), cost,

@@ -181,7 +181,7 @@ def test_chromium_opens_clicks_filters_and_moves(tmp_path):
         and "poisoned, live" in out["sheet"]
         and "what the verifier said" in out["sheet"]
     )
-    assert "corematrix run published.bpf.o" in out["sheet"]
+    assert "corematrix run published.bpf.o" in out["sheet"] and "None" not in out["sheet"]
     assert out["folded"] == [False] and out["what"] == "published / trace" and out["code"] == [1]
     first, other = (f"{kernel}/published@python" for kernel in KERNELS[1:])
     assert out["steps"] == [[first, True, False], [other, False, True], [first, True, False]]
