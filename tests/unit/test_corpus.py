@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import replace
+from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
+from tests.corpus.campaign import Campaign, read, table
+from tests.corpus.compared import Compared
 from tests.corpus.elf_find import find_objects, object_size
 from tests.corpus.fetch import CorpusObject
+from tests.corpus.guests import short_of_memory
 from tests.corpus.run import choose
 from tests.support.clang import compile_bpf
 
@@ -50,3 +54,44 @@ def test_a_sample_spreads_over_the_whole_list() -> None:
     assert [one.name for one in choose(objects, 4, [])] == ["0", "25", "50", "75"]
     assert len(choose(objects, 400, [])) == 100
     assert [one.name for one in choose(objects, None, ["9?"])] == [str(number) for number in range(90, 100)]
+
+
+def test_a_long_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    good = Compared(
+        name="one", kernel="k", relocations=3, outcomes={"poisoned": 1, "resolved": 2}, judge="libbpf 1.1.2"
+    )
+    bad = Compared(name="two", kernel="k", rows=[{"what": "prog"}])
+    first = Campaign(path)
+    assert first.wanted("k", "one")
+    for one in (good, bad):
+        first.add(one)
+    with path.open("a") as out:
+        out.write('{"name": "three", "ker')  # killed while it wrote
+    second = Campaign(path)
+    assert [second.wanted("k", name) for name in ("one", "two", "three")] == [False, False, True]
+    assert second.wanted("another", "one")
+    second.add(replace(good, name="three"))
+    assert read(path) == [good, bad, replace(good, name="three")]
+    assert [Campaign(path, again=True).wanted("k", name) for name in ("one", "two")] == [False, True]
+    assert not Campaign(path, seconds=0).wanted("k", "four")
+
+
+def test_the_newest_answer_counts_and_the_table_says_what_came_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    campaign = Campaign(path)
+    campaign.add(Compared(name="one", kernel="k", rows=[{"what": "prog"}]))
+    campaign.add(Compared(name="two", kernel="k", trouble="lost"))
+    campaign.add(Compared(name="one", kernel="k", memory_mb=1536, relocations=2, outcomes={"poisoned": 2}))
+    cells = table(Campaign(path).results()).splitlines()[-1].strip("| ").split(" | ")
+    assert cells[3:9] == ["2", "1", "0", "1", "1", "2 (2)"]
+
+
+def test_short_memory_is_named() -> None:
+    maps = [{"name": "good", "errno": None}, {"name": "large", "errno": 12}]
+    facts = {"loader": "libbpf", "maps": maps, "progs": [{"name": "p", "errno": 22}], "object_error": None}
+    assert short_of_memory(facts) == "libbpf: map large: ENOMEM"
+    assert short_of_memory({**facts, "maps": maps[:1]}) is None
+    assert (
+        short_of_memory({**facts, "maps": [], "object_error": {"errno": 12, "message": "no room"}}) == "libbpf: no room"
+    )
