@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # at each turn.
 _GARBAGE = 20_000
 
+# <linux/random.h>: RNDADDENTROPY credits the bytes, RNDRESEEDCRNG (4.17) makes the generator take them up now. As with
+# perf's (attach_perf.py), powerpc puts an ioctl's direction elsewhere.
+_RANDOM = (0x40085203, 0x5207)
+_RANDOM_OF = {"ppc64le": (0x80085203, 0x20005207)}
 # Meant for the command of an `exec` that has ended meanwhile.
 _FOR_A_COMMAND = ("input", "signal")
 
@@ -158,12 +162,11 @@ def _add_entropy(seed: bytes) -> None:
     import fcntl
     import struct
 
-    # <linux/random.h>: RNDADDENTROPY credits the bytes, RNDRESEEDCRNG (4.17) makes the generator take them up now.
-    rndaddentropy, rndreseedcrng = 0x40085203, 0x5207
+    add, reseed = _RANDOM_OF.get(os.uname().machine, _RANDOM)
     descriptor = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(descriptor, rndaddentropy, struct.pack("<ii", len(seed) * 8, len(seed)) + seed)
-        fcntl.ioctl(descriptor, rndreseedcrng)
+        fcntl.ioctl(descriptor, add, struct.pack("=ii", len(seed) * 8, len(seed)) + seed)
+        fcntl.ioctl(descriptor, reseed)
     except OSError as error:
         sys.stderr.write("corematrix: entropy not taken: %s\n" % error)
     finally:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.session import Session
 from harness.store import Store
-from harness.vm import snapshot
+from harness.vm import accelerator, snapshot
+from tests.support import cells
 
 PAGE = 4096
 
@@ -56,3 +59,15 @@ def test_half_a_saved_guest_is_none(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.put_tree("guests", "k", {"memory": store.put_bytes(b"m")})
         assert snapshot.find(store, "k") is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "expected"),
+    [("ppc64le", "tcg", False), ("ppc64le", "kvm", True), ("x86_64", "tcg", True), ("s390x", "tcg", True)],
+)
+def test_a_guest_is_saved_only_where_it_goes_on(arch: str, name: str, expected: bool) -> None:
+    """Seen with QEMU 7.2: a restored ppc64le guest's second processor is locked up for good."""
+    session = Session.__new__(Session)
+    session._kernel = cells.kernel(cells.kernel_spec(arch=arch))
+    session._accelerator = accelerator.Accelerator(name=name, reason="")
+    assert session._goes_on() is expected
