@@ -192,7 +192,7 @@ class Peer:
         console = SimpleNamespace(blames_us=lambda: False, last_words=lambda: None, tail=lambda: "")
         guest = SimpleNamespace(
             channel=StreamChannel(self.host), end=lambda **_: self.host.close(),
-            qemu=SimpleNamespace(console=console, stderr=lambda: ""),
+            qemu=SimpleNamespace(console=console, stderr=lambda: "", wait=lambda _seconds: 0),
         )  # fmt: skip
         session = Session.__new__(Session)
         session._kernel = SimpleNamespace(spec=SimpleNamespace(id="k"))  # type: ignore[assignment]
