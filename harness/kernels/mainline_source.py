@@ -14,14 +14,15 @@ from pathlib import Path
 from harness import proc
 from harness.apt.repository import AptOptions
 from harness.errors import CorematrixError, FetchError
-from harness.kernels import modules, path_source
+from harness.kernels import modules, path_source, unpinned
 from harness.model.kernel import Kernel, KernelSpec
-from harness.model.lock import Lock, Package
+from harness.model.lock import Lock
 from harness.model.sources import MainlineSource, PathSource
 from harness.store import Store
 
 OnEvent = Callable[[str], None]
 _DEFAULT = AptOptions()
+select = unpinned.select
 # virtme_ng.mainline (1.42): fetches unless boot/vmlinuz*generic is there. Its own process: it writes to the terminal.
 DOWNLOAD = "import sys; from virtme_ng.mainline import KernelDownloader; KernelDownloader(*sys.argv[1:])"
 _SECONDS = 3600.0
@@ -58,16 +59,6 @@ def extra_modules(
     as_files = replace(kernel, spec=replace(kernel.spec, source=files))
     return path_source.extra_modules(as_files, names, store, on_event, options=options)
 
-
-def select(
-    spec: KernelSpec,  # noqa: ARG001
-    source: MainlineSource,  # noqa: ARG001
-    store: Store,  # noqa: ARG001
-    on_event: OnEvent,  # noqa: ARG001
-    options: AptOptions,  # noqa: ARG001
-) -> tuple[Package, ...]:
-    """Nothing to pin: the version names the build."""
-    return ()
 
 
 def _files(spec: KernelSpec, source: MainlineSource, on_event: OnEvent, *, offline: bool) -> PathSource:

@@ -19,23 +19,9 @@ from harness.sweep.engine import Job, answers
 from harness.sweep.smallest import smallest
 from harness.sweep.targets import find_targets
 from tests.support.clang import compile_bpf, compile_target
+from tests.support.renamed_thing import guarded
 
-PROGRAM = """
-struct thing { int old_name; } PAI;
-struct thing___new { int new_name; } PAI;
-static long (*const probe_read)(void *dst, u32 size, const void *src) = (void *)4;
-
-SEC("fentry/%s")
-int guarded(void *ctx)
-{
-    int value = 0;
-    if (field_info(((struct thing___new *)0)->new_name, EXISTS))
-        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing___new *)0)->new_name, BYTE_OFF));
-    else
-        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing *)0)->old_name, BYTE_OFF));
-    return value;
-}
-
+PROGRAM = guarded("fentry/%s") + """
 SEC("kprobe/%s")
 int plain(void *ctx)
 {

@@ -26,24 +26,10 @@ from harness.sweep.targets import Target, find_targets
 from tests.support.btf_builder import BtfBuilder
 from tests.support.clang import compile_bpf, compile_target
 from tests.support.derived_btf import derive
+from tests.support.renamed_thing import guarded
 
 SHARED = Path("/work/shared/btf")
-PROGRAM = """
-struct thing { int old_name; } PAI;
-struct thing___new { int new_name; } PAI;
-static long (*const probe_read)(void *dst, u32 size, const void *src) = (void *)4;
-
-SEC("raw_tp/sched_process_exec")
-int guarded(void *ctx)
-{
-    int value = 0;
-    if (field_info(((struct thing___new *)0)->new_name, EXISTS))
-        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing___new *)0)->new_name, BYTE_OFF));
-    else
-        probe_read(&value, sizeof(value), (char *)ctx + field_info(((struct thing *)0)->old_name, BYTE_OFF));
-    return value;
-}
-
+PROGRAM = guarded("raw_tp/sched_process_exec") + """
 SEC("raw_tp/sched_process_exit")
 int unguarded(void *ctx)
 {
