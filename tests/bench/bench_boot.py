@@ -4,7 +4,8 @@ first. `bench_runs.py` measures whole runs.
     python -m tests.bench.bench_boot [--kernel ID] [--object FILE] [--rounds N] [--virtme]
 
 Rounds are interleaved, so that a busy machine is busy for all; the least of each is compared. `cpu` is what QEMU used
-of the host's processors (user + system), which a busy machine bends less than the clock.
+of the host's processors (user + system), which a busy machine bends less than the clock; virtme-ng's QEMU is no child
+of ours and is not counted.
 """
 
 from __future__ import annotations
