@@ -27,7 +27,8 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.errors import InfrastructureError, UsageError
-from harness.model.result import CellResult, RunResult, run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import CellResult, RunResult, run_from_json
 from harness.model.sweep import SweepResult, sweep_from_json
 
 PACKAGES = "guest_packages.json"

@@ -15,7 +15,7 @@ from harness.apt.repository import AptOptions
 from harness.errors import CorematrixError, UsageError
 from harness.inspection.command import check_rules
 from harness.model.kernel import Kernel
-from harness.model.result import to_json
+from harness.model.plain_json import to_json
 from harness.model.sweep import SweepResult
 from harness.report import sweep as report
 from harness.report.untrusted import line

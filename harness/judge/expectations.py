@@ -13,8 +13,9 @@ from typing import Any
 
 from harness.model.cell import CellId
 from harness.model.expectation import Expectations, RelocationRule, Rule
+from harness.model.plain_json import to_json
 from harness.model.reading import matches
-from harness.model.result import CellResult, Expected, ProgResult, Relocation, to_json
+from harness.model.result import CellResult, Expected, ProgResult, Relocation
 from harness.model.verdict import CellStatus, Liveness, Verdict
 
 # Nothing was found out about these; a promise is neither kept nor broken.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UsageError
-from harness.model.result import Source, value_from_json
+from harness.model.plain_json import value_from_json
+from harness.model.result import Source
 from harness.model.verdict import Evidence, Liveness, Outcome
 
 SCHEMA = 1

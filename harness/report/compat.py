@@ -17,6 +17,7 @@ from harness.model.release import natural, range_text, runs
 from harness.model.result import CellResult, ProgResult, RunResult
 from harness.model.sweep import Class, SweepResult, SweptObject
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
+from harness.report import loaders
 
 PROVEN, COVERED, FORETOLD = "booted", "another booted kernel stands for it", "foretold"
 WORKS, GUARDED, BREAKS, UNKNOWN, NOT_MEANT = "works", "works, guarded", "breaks", "not known", "not meant for it"
@@ -159,7 +160,9 @@ def _subject(cell: CellResult) -> str:
 
 
 def _proven(run: RunResult) -> _Said:
-    """What each cell showed; of two loaders our own, which comes last."""
+    """What each cell showed; of two loaders our own, which comes last. Where they disagree nothing is known."""
+    rows = [cell for cell in run.cells if cell.disagreements]
+    apart = {(_subject(cell), cell.kernel.id): "; ".join(loaders.lines(cell)) for cell in rows}
     for cell in sorted(run.cells, key=lambda cell: cell.loader == "python"):
         names = {prog.name: prog for prog in cell.progs}
         if cell.status is CellStatus.NOT_APPLICABLE:
@@ -167,7 +170,9 @@ def _proven(run: RunResult) -> _Said:
                          for prog in other.progs}:  # fmt: skip
                 yield (_subject(cell), name), "", _place(cell), Standing(NOT_MEANT, cell.reason or "", (), PROVEN)
         for name, prog in names.items():
-            yield (_subject(cell), name), prog.section, _place(cell), _verdict(prog)
+            said = apart.get((_subject(cell), cell.kernel.id))
+            standing = Standing(UNKNOWN, said, (), PROVEN) if said else _verdict(prog)
+            yield (_subject(cell), name), prog.section, _place(cell), standing
 
 
 def _verdict(prog: ProgResult) -> Standing:

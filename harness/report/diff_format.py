@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from harness import ci_log
 from harness.errors import UsageError
-from harness.model.result import to_json
+from harness.model.plain_json import to_json
 from harness.report import untrusted
 from harness.report.diff import Change, Diff, Kind
 from harness.report.kernels import describe

@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import Any
 
 from harness import ci_log
-from harness.model.result import RunResult, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import RunResult
 
 
 def render(run: RunResult) -> str:

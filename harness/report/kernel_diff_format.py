@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from harness import ci_log
 from harness.errors import UsageError
-from harness.model.result import to_json
+from harness.model.plain_json import to_json
 from harness.report import suspicion, untrusted
 from harness.report.kernel_diff import KernelDiff, Step
 from harness.report.leads import Lead

@@ -10,7 +10,8 @@ import pytest
 
 from harness.errors import FetchError, GuestLostError, UsageError
 from harness.judge import lost
-from harness.model.result import field_of, run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import field_of, run_from_json
 from harness.model.verdict import CellStatus, Outcome, Stage, Verdict
 from harness.report import json_format
 from harness.report.view import mark

@@ -28,7 +28,8 @@ from harness.executor.serial import SerialExecutor
 from harness.judge.comparison import LOADERS_DISAGREE, Heard, compared, notes
 from harness.model.cell import Cell
 from harness.model.expectation import NONE
-from harness.model.result import CellResult, RunResult, cell_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import CellResult, RunResult, cell_from_json
 from harness.model.verdict import CellStatus
 from harness.progress import QuietProgress
 from harness.report import FORMATS, render

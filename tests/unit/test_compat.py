@@ -10,6 +10,7 @@ import pytest
 from harness import cli
 from harness.errors import UsageError
 from harness.model.cover import Cover, Share, StandIn
+from harness.model.plain_json import to_json
 from harness.model.result import (
     CellResult,
     KernelResult,
@@ -17,7 +18,6 @@ from harness.model.result import (
     ProgResult,
     Relocation,
     RunResult,
-    to_json,
 )
 from harness.model.sweep import (
     Class,

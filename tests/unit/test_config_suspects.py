@@ -16,7 +16,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.model.result import CellResult, KernelResult, RunResult, run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import CellResult, KernelResult, RunResult, run_from_json
 from harness.model.suspicion import ConfigSuspicion
 from harness.report import json_format, render
 from harness.report.config_suspects import Place, Sources, suspects

@@ -10,7 +10,8 @@ import pytest
 from harness.commands import covering
 from harness.errors import UsageError
 from harness.model.bpf_object import ObjectFile
-from harness.model.result import run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import run_from_json
 from harness.report import cover as cover_report
 from harness.report.paint import Paint
 from harness.store import Store

@@ -18,7 +18,8 @@ from harness.errors import ConfigError, GuestLostError, Interrupted
 from harness.executor import functional
 from harness.model.cell import Cell
 from harness.model.expectation import Expectations, expectations_from
-from harness.model.result import CellResult, KernelResult, ObjectResult, ProgResult, RunResult, run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import CellResult, KernelResult, ObjectResult, ProgResult, RunResult, run_from_json
 from harness.model.verdict import CellStatus, Verdict
 from harness.rundir import RunDirectory
 from tests.support import cells as make

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InfrastructureError
-from harness.model.result import CellResult, KernelResult, ObjectResult, ProgResult, RunResult, VerifierStats, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import CellResult, KernelResult, ObjectResult, ProgResult, RunResult, VerifierStats
 from harness.rundir import RunDirectory, file_name, logs_of, read_run, write_whole
 from tests.support import cells as make
 

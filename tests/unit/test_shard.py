@@ -19,7 +19,8 @@ from harness.executor import shard
 from harness.executor.costs import Costs
 from harness.executor.shard import Shard
 from harness.model.cell import Cell
-from harness.model.result import RunResult, run_from_json, to_json
+from harness.model.plain_json import to_json
+from harness.model.result import RunResult, run_from_json
 from harness.report import json_format
 from harness.store import Store
 from tests.support import cells as make
