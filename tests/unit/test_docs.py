@@ -22,6 +22,9 @@ FOREIGN = {
     "--once", "--dist", "--disable-kvm", "--version", "--help", "--nthreads", "--memory-limit", "--name", "--junitxml",
 }  # fmt: skip
 PROSE = {"that"}  # `it has no corematrix that answers`
+# Benches, the corpus and the fuzzers have command lines of their own.
+_TOOLS = [path.read_text() for room in ("bench", "corpus", "fuzz") for path in ROOT.glob(f"tests/{room}/*.py")]
+FOREIGN |= {option for text in _TOOLS for option in re.findall(r'"(--[a-z-]+)"', text)}
 PLUGIN = set(re.findall(r"--corematrix-[a-z-]+", (ROOT / "harness/pytest_plugin.py").read_text()))
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
