@@ -1,4 +1,5 @@
-"""The whole gate matrix on a cluster, and what may befall one: minutes each, so on demand. Real scheduler, real workers
+"""The whole gate matrix on a cluster, and what takes minutes to befall one, so on demand (interrupts and a lost
+scheduler, with a few cells, are in test_cluster.py). Real scheduler, real workers
 with caches of their own, real guests; every run must find what one machine finds, each cell once.
 
     python -m pytest -m 'vm and ondemand' tests/vm/test_cluster_gate.py
@@ -190,38 +191,6 @@ def test_tls_by_dasks_own_configuration(
             said = settled(gate.dask("stranger", cluster, "-k", kernel, **env), 4)
             assert "cannot be reached" in said
         assert not cluster.marked("qemu-system")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_gate_leaves_nothing(cluster: Cluster, gate: Gate, cache: Path, number: int) -> None:
-    for name in WORKERS:
-        cluster.worker(name, cache=cache)
-    run = gate.dask("interrupted", cluster)
-    awaited(run, "[10/")
-    run.send_signal(number)
-    run.communicate(timeout=60)
-    assert run.returncode == 130
-    cluster.until(lambda: not cluster.marked("qemu-system"), "a guest is left")
-    statuses = {cell["status"] for cell in gate.result("interrupted")["cells"]}
-    assert {"passed", "error"} <= statuses
-
-
-def test_a_killed_scheduler_ends_the_gate_with_what_it_has(
-    cluster: Cluster, gate: Gate, cache: Path, expected: dict[str, Any]
-) -> None:
-    for name in WORKERS:
-        cluster.worker(name, cache=cache)
-    run = gate.dask("lost", cluster)
-    awaited(run, "[30/")
-    cluster.kill("scheduler")
-    settled(run, 4)
-    found = by_cell(gate.result("lost"))
-    judged = {name: cell for name, cell in found.items() if cell["status"] != "error"}
-    assert set(found) == set(expected)
-    assert len(judged) >= 30
-    assert all(cell == expected[name] for name, cell in judged.items())
-    assert all("scheduler is lost" in cell["reason"] for cell in found.values() if cell["status"] == "error")
-    cluster.until(lambda: not cluster.marked("qemu-system"), "a guest is left", 120)
 
 
 def test_a_cluster_without_qemu_says_what_is_missing(gate: Gate, cluster: Cluster, cache: Path) -> None:
