@@ -23,7 +23,7 @@ import pytest
 from harness.store import Store
 from tests.support.cluster import Cluster
 from tests.support.tls import authority, certificate
-from tests.vm.test_cluster import ROOT, Submitter, essence
+from tests.vm.test_cluster import ROOT, Submitter, await_line, essence
 
 pytest.importorskip("distributed")
 pytestmark = [pytest.mark.vm, pytest.mark.network, pytest.mark.ondemand]
@@ -105,16 +105,6 @@ def settled(run: subprocess.Popen[str], status: int = 0) -> str:
     return said
 
 
-def awaited(run: subprocess.Popen[str], text: str) -> str:
-    assert run.stderr is not None
-    said = ""
-    for line in run.stderr:
-        said += line
-        if text in line:
-            return said
-    pytest.fail(f"the run ended before it said {text!r}: {said}")
-
-
 def test_three_workers_find_on_the_gate_what_one_machine_finds_and_one_of_them_is_killed(
     cluster: Cluster, gate: Gate, cache: Path, expected: dict[str, Any]
 ) -> None:
@@ -125,10 +115,10 @@ def test_three_workers_find_on_the_gate_what_one_machine_finds_and_one_of_them_i
     nothing.mkdir()
     cluster.worker("bare", PATH=str(nothing))
     run = gate.dask("gate", cluster)
-    said = awaited(run, "[40/")
+    said = await_line(run, "[40/")
     cluster.until(lambda: guests_of(cluster, "two"), "the worker has no guest in hand")
     cluster.kill("two")
-    said += awaited(run, "is lost")
+    said += await_line(run, "is lost")
     cluster.worker("two-again", cache=cache)
     said += settled(run)
     found = by_cell(gate.result("gate"))
