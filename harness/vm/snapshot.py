@@ -119,7 +119,7 @@ def save(
         with state.open("wb") as file:
             monitor.execute("getfd", deadline=deadline, descriptor=file.fileno(), fdname="state")
             monitor.execute("migrate", deadline=deadline, uri="fd:state")
-            _await_saved(monitor, deadline)
+            _await_migrated(monitor, deadline, "saved")
         copy = directory / "memory"
         _copy_sparse(memory, copy)
         files = {"memory": store.put_file(copy), "state": store.put_file(state)}
@@ -135,10 +135,13 @@ def save(
 
 def load(monitor: Qmp, state: int, deadline: float) -> None:
     """Tell the QEMU behind `monitor`, which waits for a guest, to take in the one whose state it has open as
-    descriptor `state`. The guest runs when QEMU has read it. Raises QmpError.
+    descriptor `state`, and wait until it runs. Raises QmpError.
+
+    Nothing may be said to it before: a UART takes a byte that comes early, and forgets it when its state is loaded.
     """
     _set_capabilities(monitor, deadline)
     monitor.execute("migrate-incoming", deadline=deadline, uri=f"fd:{state}")
+    _await_migrated(monitor, deadline, "restored")
 
 
 def _set_capabilities(monitor: Qmp, deadline: float) -> None:
@@ -159,14 +162,14 @@ def _await_hang_up(monitor: Qmp, deadline: float) -> None:
             raise QmpError(message)
 
 
-def _await_saved(monitor: Qmp, deadline: float) -> None:
+def _await_migrated(monitor: Qmp, deadline: float, what: str) -> None:
     while True:
         status = monitor.await_event("MIGRATION", deadline).get("status")
         if status == "completed":
             return
         if status in ("failed", "cancelled"):
             error = monitor.execute("query-migrate", deadline=deadline).get("error-desc", "no reason given")
-            message = f"the guest cannot be saved: {error}"
+            message = f"the guest cannot be {what}: {error}"
             raise QmpError(message)
 
 

@@ -20,7 +20,7 @@ from harness.session import JudgeRequest, Session
 from harness.vm import devices
 from tests.support import guests
 from tests.support.objects import PROGRAMS, compile_object
-from tests.vm.test_session import timeless
+from tests.vm.test_session import comparable
 
 pytestmark = pytest.mark.vm
 
@@ -43,7 +43,7 @@ def ledger(kernel: Kernel, **options: Any) -> tuple[dict[str, Any], Session]:
         data = compile_object(PROGRAMS / "task_state.bpf.c", Path(directory) / "task_state.o").read_bytes()
     with Session(kernel, guests.options(kernel, **options)) as session:
         facts = session.judge(JudgeRequest(name="task_state"), data, lambda _message: None)
-    return timeless(facts), session
+    return comparable(facts), session
 
 
 def has_uart(kernel: Kernel) -> bool:
