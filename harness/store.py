@@ -157,7 +157,7 @@ class Store:
         with _writing(name):
             name.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(blob, name)
+                _hard_link(blob, name)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
                     raise
@@ -379,6 +379,20 @@ def _touch(path: Path, status: os.stat_result | None = None) -> None:
     with contextlib.suppress(OSError):
         if time.time() - (status or path.stat()).st_mtime > _TOUCH_SECONDS:
             os.utime(path)
+
+
+def _hard_link(blob: Path, name: Path) -> None:
+    """link(2), again when another writer put the same blob in this one's place meanwhile: the file that was found has
+    no name left then, and cannot be given one (ENOENT; fs/namei.c, vfs_link).
+    """
+    while True:
+        try:
+            os.link(blob, name)
+        except FileNotFoundError:
+            if not (blob.exists() and name.parent.exists()):
+                raise
+        else:
+            return
 
 
 def _flush(path: Path) -> None:

@@ -177,6 +177,26 @@ def test_without_locks_on_the_file_system(store: Store, monkeypatch: pytest.Monk
     assert store.blob(digest) is not None
 
 
+def test_a_blob_replaced_while_it_is_linked_is_linked_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What test_ten_processes_make_the_same_things meets once in some hundred times."""
+    link, refused = os.link, [FileNotFoundError(errno.ENOENT, "No such file or directory")]
+
+    def replaced_once(source: Path, target: Path) -> None:
+        if refused:
+            raise refused.pop()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", replaced_once)
+    tree = store.put_tree("kernel", "a", {"name": store.put_bytes(b"data")})
+    assert (tree / "name").read_bytes() == b"data"
+    assert not refused
+
+
+def test_a_blob_that_is_gone_is_no_tree(store: Store) -> None:
+    with pytest.raises(CacheError, match="No such file"):
+        store.put_tree("kernel", "a", {"name": "0" * 64})
+
+
 def test_ten_processes_make_the_same_things(store: Store) -> None:
     code = (
         "for i in range(30):\n"
