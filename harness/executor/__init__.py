@@ -26,7 +26,7 @@ class Listener(Protocol):
         """A cell is being judged, and this is what its guest is doing."""
 
     def on_result(self, result: CellResult) -> None:
-        """A cell is done. Called before the result is yielded."""
+        """A cell is done. Called once the consumer has taken the result, so that nothing announced can be lost."""
 
 
 class Executor(Protocol):

@@ -113,8 +113,8 @@ class _Flow:
             except Empty:
                 event = self._give_up_stranded
             for result in event():
-                self._listener.on_result(result)
                 yield result
+                self._listener.on_result(result)  # as in local.py: announced once the consumer has it
 
     def _settle(self) -> Iterable[CellResult]:
         """All tasks that have ended by now, their answers fetched together: one round trip, not one for each cell."""

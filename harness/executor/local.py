@@ -83,10 +83,12 @@ class LocalExecutor:
             left = len(plan.cells)
             while left:
                 event = pool.events.get()
-                event(listener)
                 if isinstance(event, _Finished):
                     left -= 1
+                    # Announced only once the consumer has it: a signal may end this loop at any point, and what a
+                    # line of progress called judged must be in the result.
                     yield event.result
+                event(listener)
         finally:
             pool.stop()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import FetchError, GuestLostError
+from harness.errors import FetchError, GuestLostError, Interrupted
 from harness.executor.attempts import Answer
 from harness.executor.local import MOST_FAILED_BOOTS, LocalExecutor, Services
 from harness.executor.memory import MemoryBudget
@@ -256,6 +256,25 @@ def test_the_listener_hears_everything_from_the_consumers_thread() -> None:
 
     list(LocalExecutor(World().services()).run(Plan(cells=grid(3, 3), limits=WIDE), Listener()))
     assert threads == {threading.current_thread()}
+
+
+def test_a_result_is_announced_only_once_its_consumer_has_it() -> None:
+    """A signal may come between any two instructions; what a line of progress called judged must be kept."""
+    taken = set()
+
+    class Listener(QuietProgress):
+        def on_result(self, result: CellResult) -> None:
+            assert result.id in taken
+            raise Interrupted("ended by SIGINT")
+
+    def consume() -> None:
+        with closing(LocalExecutor(World().services()).run(Plan(cells=grid(1, 3), limits=WIDE), Listener())) as results:
+            for result in results:
+                taken.add(result.id)
+
+    with pytest.raises(Interrupted):
+        consume()
+    assert len(taken) == 1
 
 
 def test_an_empty_plan_ends_at_once() -> None:

@@ -194,3 +194,12 @@ def test_locks_pin_every_dependency_by_hash(lock: str, extras: tuple[str, ...]) 
     names = {re.split(r"[<>=!~\[; ]", item)[0].lower() for item in wanted}
     pins = re.findall(r"^([\w.-]+)==\S+ \\\n {4}--hash=sha256:", (ROOT / lock).read_text(), re.MULTILINE)
     assert names <= {pin.lower() for pin in pins}
+
+
+def test_the_layers_of_the_architecture_page_are_those_that_are_held() -> None:
+    def layers(text: str) -> list[set[str]]:
+        return [set(re.findall(r"(?:harness\.)?(\w+)", line)) for line in text.splitlines()]
+
+    held = re.search(r"(?<=\nlayers =\n)(?:    .*\n)+", (ROOT / ".importlinter").read_text())
+    page = re.search(r"(?<=\n\n)(?:    .*\n)+(?=\nDifferences)", (ROOT / "docs/architecture.md").read_text())
+    assert held and page and layers(page.group()) == layers(held.group())
