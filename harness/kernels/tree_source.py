@@ -3,7 +3,8 @@
 Built with the tree's own make in a directory of ours (`O=`), so the tree stays as it is; a tree that has been built
 in place must be cleaned first (make says so). virtme-ng's `vng --build` is make, too, but writes .config and objects
 into the tree. What is built is kept by the state of the tree and the configuration that came out of its own
-`olddefconfig`; the build directory stays, so that a small change is a short build.
+`olddefconfig`; the build directory stays, so that a small change is a short build, and a new variant's begins as a
+copy of another's (`build_seed.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from harness import proc
 from harness.apt.repository import AptOptions
 from harness.errors import FetchError, InfrastructureError, UsageError
-from harness.kernels import keep, modules, path_source, unpinned
+from harness.kernels import build_seed, keep, modules, path_source, unpinned
 from harness.model.kernel import Kernel, KernelSpec
 from harness.model.lock import Lock
 from harness.model.sources import TreeSource
@@ -83,11 +84,11 @@ class _Build:
         says.
         """
         config = self.out / ".config"
+        wishes = self.wishes()
         if isinstance(self.source.config, str):
             proc.run(self.make(self.source.config), timeout=_CONFIG_SECONDS, remedy=_REMEDY)
         else:
             config.write_bytes(_read(self.source.config))
-        wishes = dict(_wishes(self._fragments()))
         with config.open("a", encoding="utf-8") as file:
             # Of two lines for one switch Kconfig takes the last (confdata.c), and says so.
             file.writelines(f"{line}\n" for line in wishes.values())
@@ -96,8 +97,9 @@ class _Build:
         self._check(wishes, text.decode("utf-8", "replace"))
         return text
 
-    def _fragments(self) -> tuple[Path, ...]:
-        return (*self.source.fragments, self.source.btf_fragment)
+    def wishes(self) -> dict[str, str]:
+        """The line of each switch that the fragments set, the last one's for each."""
+        return dict(_wishes((*self.source.fragments, self.source.btf_fragment)))
 
     def _check(self, wishes: Mapping[str, str], config: str) -> None:
         """Every switch a fragment of the user's names must have come out as it says; of ours only BTF itself."""
@@ -154,7 +156,7 @@ def provide(
         # The configuration is made by the tree: kept by what goes in, so that a warm cache asks no make.
         wishes = [(path.name, _read(path).decode("utf-8", "replace")) for path in _inputs(source)]
         key = keep.key(spec.arch, state, str(source.config), wishes)
-        kept = keep.kept(store, key, lambda: _made(build, offline=options.offline))
+        kept = keep.kept(store, key, lambda: _made(build, store, offline=options.offline))
     base = str(source.config)
     fragments = [path.stem for path in source.fragments]
     facts = {"kind": "tree", "tree": str(source.tree), "config": base, "fragments": fragments, "state": state}
@@ -185,10 +187,14 @@ def extra_modules(
     )  # fmt: skip
 
 
-def _made(build: _Build, *, offline: bool) -> keep.Found:
+def _made(build: _Build, store: Store, *, offline: bool) -> keep.Found:
     if offline:
         message = f"{build.spec.id}: not built yet"
         raise FetchError(message, remedy=f"corematrix kernels fetch -k {build.spec.id}")
+    build_seed.seed(
+        build.out, image=build.how.file, arch=build.how.arch, wishes=build.wishes(), store=store,
+        on_event=build.on_event,
+    )  # fmt: skip
     config = build.configure()
     build.run()
     vmlinuz = build.out / build.how.file

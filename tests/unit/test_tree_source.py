@@ -154,6 +154,45 @@ def test_offline_nothing_is_built(tree: Path, store: Store) -> None:
     assert provide(_spec(tree), store, None, lambda _line: None, options=offline) == made
 
 
+def test_a_new_variant_starts_from_the_nearest_one_built(tree: Path, store: Store) -> None:
+    def variant(identity: str, *fragments: str) -> tuple[list[str], Path]:
+        said: list[str] = []
+        kernel = _provide(replace(_spec(tree, *fragments), id=identity), store, said)
+        return said, Path(kernel.source["log"]).parent
+
+    said, plain = variant("plain", "CONFIG_B=y\n", "CONFIG_C=1\n")
+    assert not [line for line in said if "starting from" in line]
+    (plain / "object.o").write_text("of plain")
+    os.utime(plain / "object.o", (1, 1))
+    _, other = variant("other", "# CONFIG_B is not set\n", "# CONFIG_C is not set\n")
+    (other / "object.o").write_text("of other")
+    said, third = variant("third", "CONFIG_B=y\n", "CONFIG_C=1\n", "CONFIG_D=1\n")
+    assert "third: starting from what was built of plain" in said
+    # With its time, by which make goes; and the configuration is its own.
+    assert ((third / "object.o").read_text(), (third / "object.o").stat().st_mtime) == ("of plain", 1)
+    assert "CONFIG_D=1" in (third / ".config").read_text().splitlines()
+    assert "CONFIG_D=1" not in (plain / ".config").read_text()
+    # One that was begun goes on where it is.
+    (third / "object.o").write_text("of third")
+    variant("third", "# CONFIG_B is not set\n", "# CONFIG_C is not set\n")
+    assert (third / "object.o").read_text() == "of third"
+    assert not list(store.root.glob("build/.*"))
+
+
+def test_another_tree_or_an_unfinished_build_is_nothing_to_start_from(tree: Path, store: Store) -> None:
+    _provide(replace(_spec(tree), id="arm"), store)
+    said: list[str] = []
+    elsewhere = shutil.copytree(tree, tree.parent / "elsewhere")
+    _provide(replace(_spec(elsewhere), id="of-another-tree"), store, said)
+    (tree / "broken").write_text("")
+    (image,) = store.root.glob("build/arm-*/arch/arm64/boot/Image")
+    image.unlink()
+    for identity in ("fails", "fails-too"):
+        with pytest.raises(InfrastructureError):
+            _provide(replace(_spec(tree), id=identity), store, said)
+    assert not [line for line in said if "starting from" in line]
+
+
 def test_what_is_no_tree_is_refused(tmp_path: Path, store: Store) -> None:
     with pytest.raises(UsageError, match="not a kernel tree"):
         _provide(_spec(tmp_path), store)
