@@ -18,15 +18,15 @@ from tests.corpus.compared import Compared
 class Campaign:
     """Results kept in `path`, the newest of a kernel and object counting.
 
-    `seconds` ends a run (None: when all is done); with `again`, what disagreed or could not be compared when the run
-    began is asked for once more.
+    `seconds` ends a run (None: when all is done); with `again`, what disagreed, was foretold wrongly or could not be
+    compared when the run began is asked for once more.
     """
 
     def __init__(self, path: Path, *, seconds: float | None = None, again: bool = False) -> None:
         self._path = path
         self._end = None if seconds is None else time.monotonic() + seconds
         self._known = {(one.kernel, one.name): one for one in read(path)}
-        self._done = {key for key, one in self._known.items() if not (again and (one.rows or one.trouble))}
+        self._done = {key for key, one in self._known.items() if not (again and not _good(one))}
 
     def wanted(self, kernel: str, name: str) -> bool:
         """Whether to ask for it now."""
@@ -56,15 +56,19 @@ def read(path: Path) -> list[Compared]:
     return [Compared(**json.loads(line)) for line in lines[:-1]]
 
 
+def _good(one: Compared) -> bool:
+    return not (one.rows or one.trouble or one.foretold_wrongly)
+
+
 def table(results: Sequence[Compared]) -> str:
     """A row for each kernel, as docs/corpus.md has it."""
     head = (
         "| kernel | release | judge | objects | agree | differ | not compared | in a larger guest "
-        "| relocations (poisoned) | programs loaded of | final instructions |"
+        "| relocations (poisoned) | programs loaded of | final instructions | foretold (wrongly) |"
     )
     kernels = dict.fromkeys(one.kernel for one in results)
     rows = [_row(kernel, [one for one in results if one.kernel == kernel]) for kernel in kernels]
-    return "\n".join([head, "|" + "---|" * 11, *rows]) + "\n"
+    return "\n".join([head, "|" + "---|" * 12, *rows]) + "\n"
 
 
 def _row(kernel: str, all_: Sequence[Compared]) -> str:
@@ -76,6 +80,7 @@ def _row(kernel: str, all_: Sequence[Compared]) -> str:
         len(all_), len(good) - differ, differ, len(all_) - len(good), sum(one.memory_mb is not None for one in good),
         f"{sum(one.relocations for one in good)} ({outcomes['poisoned']})",
         f"{sum(one.loaded for one in good)} of {sum(one.progs for one in good)}", sum(one.insns for one in good),
+        f"{sum(one.foretold for one in good)} ({sum(len(one.foretold_wrongly) for one in good)})",
     )  # fmt: skip
     return "| " + " | ".join(str(word) for word in words) + " |"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ class Compared:
     """One object on one kernel: `rows` the disagreements, `trouble` why there is no comparison (None: there is one).
 
     From a guest also what it ran (`release`, `guest_code` by its fingerprint), `when` and how long it took, and
-    `memory_mb` where the object was asked for in a larger guest because (`why_more`) the usual one was too small.
+    `memory_mb` where the object was asked for in a larger guest because (`why_more`) the usual one was too small; then
+    also what came of the prediction (`foretold.held_against`), the seconds each loader took in the guest (`judging`),
+    and the programs that libbpf did not load.
     """
 
     name: str
@@ -35,6 +37,12 @@ class Compared:
     seconds: float | None = None
     memory_mb: int | None = None
     why_more: str | None = None
+    liveness: dict[str, int] = field(default_factory=dict)
+    foretold: int = 0
+    foretold_wrongly: list[dict[str, Any]] = field(default_factory=list)
+    not_foretold: str | None = None
+    judging: dict[str, float] = field(default_factory=dict)
+    refused: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
@@ -50,6 +58,12 @@ def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, An
         error=libbpf["object_error"]["stage"] if libbpf["object_error"] else None,
         rows=disagreements(python, libbpf),
         judge=libbpf["loader_version"],
+        judging={facts["loader"]: round(sum(facts["seconds"].values()), 3) for facts in (libbpf, python)},
+        refused=[
+            {"prog": prog["name"], "stage": prog["stage"], "errno": prog["errno"], "error": (prog["error"] or "")[:200]}
+            for prog in libbpf["progs"]
+            if prog["autoload"] and not prog["loaded"]
+        ],
     )
 
 
@@ -64,6 +78,8 @@ def summary(compared: Sequence[Compared]) -> str:
         f"relocations: {sum(one.relocations for one in good)} ({said})",
         f"programs: {sum(one.progs for one in good)} autoloaded, {sum(one.loaded for one in good)} loaded",
         f"final instructions compared: {sum(one.insns for one in good)}",
+        f"liveness: {_sum(one.liveness for one in good)}",
+        f"foretold: {sum(one.foretold for one in good)}, wrongly: {sum(len(one.foretold_wrongly) for one in good)}",
         f"objects libbpf gave up: {dict(Counter(one.error for one in good if one.error))}",
     ]
     for one in compared:
@@ -74,7 +90,14 @@ def summary(compared: Sequence[Compared]) -> str:
         if one.trouble is not None:
             lines.append(f"{one.kernel} {one.name}: TROUBLE {one.trouble.strip()[-600:]}")
         lines.extend(f"{one.kernel} {one.name}: {_told(row)}" for row in one.rows)
+        lines.extend(f"{one.kernel} {one.name}: foretold wrongly: {row}" for row in one.foretold_wrongly)
+        if one.not_foretold is not None:
+            lines.append(f"{one.kernel} {one.name}: not foretold: {one.not_foretold}")
     return "\n".join(lines) + "\n"
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, counts), Counter[str]()))
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The corpus in guests: for each kernel one session asked for both loaders' facts, object by object.
+"""The corpus in guests: for each kernel one session asked for both loaders' facts, object by object; our loader's with
+evidence, against which each relocation's liveness is foretold.
 
 A guest that is lost is booted again. An object that a guest has too little memory for (ENOMEM under one loader may be
 chance under the other) or at which it was lost is asked for once more in a larger guest, and what comes of it there
@@ -23,6 +24,7 @@ from harness.model.kernel import Kernel, KernelSpec
 from harness.session import JudgeRequest, Session, SessionOptions
 from harness.store import Store
 from tests.corpus.compared import Compared, compare
+from tests.corpus.foretold import held_against, model_of
 
 Objects = Sequence[tuple[str, Path]]
 
@@ -65,6 +67,7 @@ class _OneKernel:
         self._spec = spec
         self._options = options
         self._sessions: dict[int, Session] = {}
+        self._model = model_of(kernel)
         self._guest_code = payload.fingerprint(dict(options.sources))[:12]
 
     def run(self, objects: Objects, wanted: Callable[[str, str], bool]) -> Iterator[Compared]:
@@ -107,7 +110,8 @@ class _OneKernel:
             self._close(size)
             raise
         short = short_of_memory(libbpf) or short_of_memory(python)
-        return compare(name, self._spec.id, python, libbpf), short
+        told = held_against(python, data, plain_name(name), self._kernel, self._model)
+        return replace(compare(name, self._spec.id, python, libbpf), **told), short
 
     def _ask(self, name: str, data: bytes, size: int, loader: str, rules: str | None) -> dict[str, Any]:
         if size not in self._sessions:
@@ -115,7 +119,7 @@ class _OneKernel:
             usual = size == self._spec.memory_mb
             options = replace(self._options, judge_seconds=USUAL_SECONDS) if usual else self._options
             self._sessions[size] = Session(sized, options)
-        request = JudgeRequest(name=plain_name(name), loader=loader, evidence=False, rules=rules)
+        request = JudgeRequest(name=plain_name(name), loader=loader, evidence=loader == "python", rules=rules)
         return self._sessions[size].judge(request, data, lambda _message: None)
 
     def _close(self, size: int) -> None:

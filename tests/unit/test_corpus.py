@@ -10,7 +10,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from tests.corpus.campaign import Campaign, read, table
-from tests.corpus.compared import Compared
+from tests.corpus.compared import Compared, summary
 from tests.corpus.elf_find import find_objects, object_size
 from tests.corpus.fetch import CorpusObject
 from tests.corpus.guests import short_of_memory
@@ -85,6 +85,17 @@ def test_the_newest_answer_counts_and_the_table_says_what_came_of_all(tmp_path: 
     campaign.add(Compared(name="one", kernel="k", memory_mb=1536, relocations=2, outcomes={"poisoned": 2}))
     cells = table(Campaign(path).results()).splitlines()[-1].strip("| ").split(" | ")
     assert cells[3:9] == ["2", "1", "0", "1", "1", "2 (2)"]
+
+
+def test_what_was_foretold_wrongly_is_asked_for_again_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    row = {"prog": "p", "field": "task_struct.state", "kernel": "live", "predicted": "eliminated"}
+    wrong = Compared(name="one", kernel="k", liveness={"live": 3}, foretold=3, foretold_wrongly=[row])
+    Campaign(path).add(wrong)
+    assert Campaign(path, again=True).wanted("k", "one")
+    assert table([wrong]).splitlines()[-1].endswith("| 3 (1) |")
+    assert "one: foretold wrongly: " in summary([wrong])
+    assert "foretold: 3, wrongly: 1" in summary([wrong])
 
 
 def test_short_memory_is_named() -> None:
