@@ -165,6 +165,9 @@ def write_whole(path: Path, text: str) -> Path:
         temporary.unlink(missing_ok=True)
         message = f"cannot write {path}: {error.strerror}"
         raise InfrastructureError(message, remedy="free some space, or name another place with --output DIR") from error
+    except BaseException:  # Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -90,6 +90,9 @@ def keep(
             lacks = compared and cell.loader == "python" and result is not None and result.comparison is None
             if result is not None and result.id == identity and result.status in _JUDGED and not lacks:
                 kept[identity] = result
+        elif identity in earlier:
+            # Before the new plan is written, which would make it look like this plan's if we are interrupted again.
+            (directory.path / "cells" / f"{file_name(identity)}.json").unlink(missing_ok=True)
     directory.write(PLAN, json.dumps({"plan": 1, "cells": digests}, indent=1))
     return kept
 

@@ -144,6 +144,17 @@ def test_another_object_is_judged_again(again: Path) -> None:
     assert sorted(asked(again)) == sorted(f"{kernel}/sizes@python" for kernel in KERNELS)
 
 
+def test_another_object_is_judged_again_also_by_the_run_after_one_that_was_killed(again: Path) -> None:
+    """The second run knew the other object and judged nothing: the third must not take the first one's results."""
+    shutil.copy(PROGRAMS / "type_ids.bpf.o", again / "objects" / "sizes.bpf.o")
+    killed = run(again, again / "objects", "--resume", "latest", at=3)  # its plan is written, and nothing else
+    assert killed.returncode == -signal.SIGKILL
+    (plan,) = (again / "runs").glob("*/plan.json")
+    assert len(json.loads(plan.read_text())["cells"]) == len(KERNELS) * len(OBJECTS)
+    run(again, again / "objects", "--resume", "latest")
+    assert set(asked(again)) == {f"{kernel}/sizes@python" for kernel in KERNELS}
+
+
 def test_another_expectation_is_judged_again(tmp_path: Path) -> None:
     directory, cells = RunDirectory(tmp_path), (make.cell(),)
     assert resume.keep(directory, cells, {}, None) == {}
