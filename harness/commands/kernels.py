@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
     summary = "remove what was used longest ago from the cache"
     prune = actions.add_parser("prune", help=summary, description=summary)
-    prune.add_argument("--keep-gb", type=float, default=DEFAULT_CAP_BYTES / 2**30, metavar="N", help="what may stay")
+    prune.add_argument("--keep-gb", type=float, default=DEFAULT_CAP_BYTES / 2**30, metavar="N", help="what may stay (default: 10)")
     prune.add_argument(
-        "--guests-gb", type=float, default=snapshot.CAP_BYTES / 2**30, metavar="N", help="of which saved guests"
+        "--guests-gb", type=float, default=snapshot.CAP_BYTES / 2**30, metavar="N", help="of which saved guests (default: 4)"
     )
     prune.add_argument("--dry-run", action="store_true", help="list the saved guests, and remove nothing")
 

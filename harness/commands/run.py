@@ -344,7 +344,7 @@ def _positive(text: str) -> int:
 
 
 def exit_status(cells: Sequence[CellResult]) -> int:
-    """The status of a finished run (contract.md): a failure outweighs trouble, trouble outweighs nothing judged."""
+    """The exit status of a finished run: a failure outweighs trouble, trouble outweighs nothing judged."""
     statuses = {cell.status for cell in cells}
     if CellStatus.FAILED in statuses:
         return 1

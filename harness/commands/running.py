@@ -116,7 +116,7 @@ def _details(answer: Answer) -> Iterator[tuple[str, ProgDetail]]:
 
 
 def _jsonl(found: Inspection, subject: Subject, answer: Answer, stdout: TextIO) -> None:
-    """contract.md's lines, one more for each program before the result line."""
+    """docs/contract.md's lines, one more for each program before the result line."""
     *relocations, result = found.lines()
     progs = [
         {

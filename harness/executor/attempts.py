@@ -44,7 +44,7 @@ class Answer:
 
 
 def ask_until_answered(ask: Ask, *, retries: int, on_progress: Callable[[dict[str, Any]], None]) -> Answer:
-    """Ask for the whole object; a guest lost at a program gets that program tried alone (design decision 6).
+    """Ask for the whole object; a guest lost at a program gets that program tried alone.
 
     Lost again when alone: the program is a culprit, and the others are asked for without it. Otherwise the whole is
     tried again, `retries` times.

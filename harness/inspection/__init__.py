@@ -40,7 +40,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """An object against one BTF. `relos` are contract.md's lines (dicts) in record order, `externs` as in
+    """An object against one BTF. `relos` are docs/contract.md's lines (dicts) in record order, `externs` as in
     docs/facts.md, `error` what libbpf would give up with (stage and sentence), None when it would not.
     """
 

@@ -21,7 +21,7 @@ from harness.model.arch import ARCHITECTURES
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, btf_required: bool = True) -> None:
-    """Declare contract.md's options."""
+    """Declare docs/contract.md's options."""
     add = parser.add_argument
     add("object", type=Path, metavar="OBJECT", help="a compiled object")
     add(

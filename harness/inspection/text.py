@@ -1,4 +1,6 @@
-"""Inspections as text for people, and as contract.md's lines. Names come out of an object: controls are spelled out."""
+"""Inspections as text for people, and as the lines of docs/contract.md. Names come out of an object: controls are
+spelled out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from harness.inspection import Inspection
 
 
 def render_jsonl(inspections: Iterable[Inspection], out: TextIO) -> None:
-    """contract.md's lines. Of several BTFs one after the other, each closed by its result line (which names it)."""
+    """The lines of docs/contract.md. Of several BTFs one after another, each closed by its result line (which names it)."""
     for inspection in inspections:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in inspection.lines())
 

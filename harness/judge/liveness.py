@@ -1,4 +1,4 @@
-"""From one program's evidence to the liveness of its relocations (design decision 4; the evidence is docs/facts.md's).
+"""From one program's evidence to the liveness of its relocations (docs/facts.md, "Rules of evidence").
 
 Witnesses are asked at relocation instructions only: the kernel drops the line_info record of folded branches, `goto
 +0` and bpf_fastcall spills although it visited them, and none of those is ever relocated. A relocated `ldimm64`

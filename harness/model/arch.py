@@ -15,7 +15,7 @@ _CCW = ("virtio_ccw", "virtio_console")
 class Architecture:
     """What differs between guest architectures.
 
-    `name` is contract.md's spelling, `debian` the distribution's, `uname` what `uname -m` says, `elf_machine` the
+    `name` is docs/contract.md's spelling, `debian` the distribution's, `uname` what `uname -m` says, `elf_machine` the
     `e_machine` value of its vmlinux, `target_macro` is what bpf_tracing.h expects (`-D__TARGET_ARCH_x86`),
     `syscall_prefix` what libbpf's arch_specific_syscall_pfx() says.
 

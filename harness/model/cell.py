@@ -1,4 +1,4 @@
-"""The cell: kernel x object x settings x loader, and its one printable identity (contract.md)."""
+"""The cell: kernel x object x settings x loader, and its one printable identity (docs/contract.md)."""
 
 from __future__ import annotations
 

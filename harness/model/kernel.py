@@ -20,7 +20,7 @@ class KernelSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSpec:
-    """One row of kernels.yaml. `id` is its identity and never holds the exact release (contract.md).
+    """One row of kernels.yaml. `id` is its identity and never holds the exact release (docs/contract.md).
 
     `btf` is where BTF comes from that takes the place of the kernel's own, None for its own. `root` is the directory a
     guest of virtme-ng has for its root file system, None for this machine's own.

@@ -1,4 +1,4 @@
-"""The words of contract.md as enums: statuses, verdicts, stages, outcomes, liveness, evidence."""
+"""The words of docs/contract.md as enums: statuses, verdicts, stages, outcomes, liveness, evidence."""
 
 from __future__ import annotations
 

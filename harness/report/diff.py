@@ -1,4 +1,4 @@
-"""Two runs compared: by cell, program and relocation, under contract.md's identities.
+"""Two runs compared: by cell, program and relocation, under docs/contract.md's identities.
 
 A regression is what a release must not ship with: a program that no longer loads, a relocation that is poisoned or
 reached poison, a cell, program or relocation that is gone (lost coverage), a relocation that still resolves but to
@@ -157,7 +157,7 @@ def _prog(cell: str, name: str, old: ProgResult | None, new: ProgResult | None, 
 def _paired_relocations(
     old: ProgResult, new: ProgResult
 ) -> Iterator[tuple[RelocationKey, Relocation | None, Relocation | None]]:
-    """By contract.md's key; then, so that an edited line is no lost coverage, by all of it but the line's text."""
+    """By docs/contract.md's key; then, so that an edited line is no lost coverage, by all of it but the line's text."""
     before, after = keyed(old.core_relos), keyed(new.core_relos)
     edited: dict[tuple[str, str, str], list[RelocationKey]] = {}
     for key in after:

@@ -1,4 +1,4 @@
-"""`run --json`: contract.md's JSON. Its JSON Schema is `schema.json` beside this file, shipped with the package."""
+"""`run --json`, as docs/contract.md has it. Its JSON Schema is `schema.json` beside this file, and shipped."""
 
 from __future__ import annotations
 

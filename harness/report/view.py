@@ -1,7 +1,7 @@
 """A run turned by ninety degrees: by program over kernels, as people read it, rather than by cell.
 
-Relocations of one program on different kernels are the same when contract.md's key is the same: program, containing
-function, source line text, kind, local field path, ordinal among equals. So an object built anew for each
+Relocations of one program on different kernels are the same when docs/contract.md's key is the same: program,
+containing function, source line text, kind, local field path, ordinal among equals. So an object built anew for each
 architecture still lines up.
 """
 
@@ -21,7 +21,7 @@ TROUBLE = frozenset({CellStatus.TIMEOUT, CellStatus.CRASHED, CellStatus.ERROR})
 
 
 class RelocationKey(NamedTuple):
-    """What makes two relocations the same one (contract.md); the entry program is known from where it is kept."""
+    """What makes two relocations the same one (docs/contract.md); the entry program is known from where it is kept."""
 
     function: str
     source: str

@@ -14,7 +14,7 @@ from harness.model.kernel import Kernel
 from harness.model.release import natural
 from harness.sweep.archive import ARCHIVE_SUFFIXES
 
-# How trees spell architectures: contract.md's names, uname's, Debian's.
+# How trees spell architectures: docs/contract.md's names, uname's, Debian's.
 _ARCHES = {
     **{name: name for name in ARCHITECTURES},
     **{row.debian: row.name for row in ARCHITECTURES.values()},

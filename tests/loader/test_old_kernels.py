@@ -1,4 +1,4 @@
-"""Kernels with less, made from this one by denying what old ones lack (shared/old_kernels.md) below the loader's bpf(2)."""
+"""Kernels with less, made from this one by denying what old ones lack, as seen on booted ones, below the loader's bpf(2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The ledger that a 4.4, 4.9, 4.19 or 5.4 gives for programs/, on this machine: BTF of old declarations, and what those
-kernels lack denied below the loader's bpf(2). Layouts: shared/old_kernels.md; renames: 4.7 (fs), 5.5 (start_boottime),
+kernels lack denied below the loader's bpf(2). Layouts: as in the BTF and sources of those kernels; renames: 4.7 (fs), 5.5 (start_boottime),
 5.14 (__state), 4.11 (cputime_t).
 """
 

@@ -1,4 +1,4 @@
-"""The guard audit (issue 5, item 3): each remark from cells whose answer can be seen by looking."""
+"""The guard audit: each remark from cells whose answer can be seen by looking."""
 
 from __future__ import annotations
 

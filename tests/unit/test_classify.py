@@ -214,7 +214,7 @@ def test_json_holds_to_the_shipped_schema():
     assert [cell["status"] for cell in data["cells"]] == ["failed", "failed", "crashed"]
 
 
-# contract.md, `run --json` and `inspect --format jsonl`, retyped: names there may never go away.
+# docs/contract.md, `run --json` and `inspect --format jsonl`, retyped: names there may never go away.
 CONTRACT = {
     (): "schema tool host started seconds cells",
     ("cells",): "id status reason attempts console_tail substituted disagreements kernel object settings loader "

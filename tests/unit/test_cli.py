@@ -169,7 +169,7 @@ def test_what_is_no_stored_run_is_refused(text: str, capsys: pytest.CaptureFixtu
     refused(capsys, "report", "run.json")
 
 
-# --- the status of a finished run: contract.md
+# --- the status of a finished run: docs/contract.md
 
 
 def result(status: CellStatus) -> CellResult:

@@ -136,7 +136,7 @@ def test_a_broken_lock_is_told_not_ignored(tmp_path: Path) -> None:
         config.load_matrix(tmp_path / "kernels.yaml")
 
 
-# The matrix that issue 2 promises, item 3.
+# The gate, and that the full matrix spreads over every version and variant, are promises of the README.
 GATE = [
     "debian-5.10-cloud-amd64", "debian-6.1-cloud-amd64", "debian-6.1-generic-amd64", "debian-6.12-cloud-amd64",
     "debian-6.12-rt-amd64", "debian-6.18-cloud-amd64", "debian-7.2-cloud-amd64", "debian-5.10-cloud-arm64",

@@ -9,7 +9,7 @@ import pytest
 from harness.vm import console
 from harness.vm.console import Console, clean, last_words
 
-# Lines as kernels print them (6.1 and 4.6; old_kernels.md and our own boots).
+# Lines as kernels print them (6.1 and 4.6, as booted here).
 PANIC = "[    3.233080] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n"
 OOPS = "[   12.1] BUG: unable to handle kernel NULL pointer dereference at           (null)\n"
 FATAL = "[   12.2] Kernel panic - not syncing: Fatal exception\n"

@@ -1,4 +1,4 @@
-"""Regressions, lost coverage, drift and cost between two runs (issue 5, item 1)."""
+"""Regressions, lost coverage, drift and cost between two runs."""
 
 from __future__ import annotations
 

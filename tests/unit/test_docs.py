@@ -1,14 +1,21 @@
-"""README, docs/ and the rest of the prose against the program: options, verbs, formats, files and links exist."""
+"""README, docs/ and the rest of the prose against the program: options, verbs, formats, files and links exist, drawings
+of seams are those of the code, words are those of the schema.
+"""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from harness import report
+from harness import config, machine_config, report
+from harness.model import verdict
 from tests.support import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +119,133 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     paths = re.findall(r"`((?:harness|tests|programs|ci|docs)/[\w./-]+?)/?`", text)
     built = ("programs/build", "programs/NAME")
     assert [path for path in paths if not path.startswith(built) and not (ROOT / path).exists()] == []
+
+
+# Made by the program, or another project's.
+_NOT_OURS = {"report.md", "summary.md", "COMPATIBILITY.md", "lz4_Block_format.md"}
+
+
+def test_every_page_that_is_named_is_there() -> None:
+    """Also by comments and docstrings: a source of a rule that nobody can open is none."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [name for name in tracked.stdout.split("\0") if (ROOT / name).is_file()]
+    pages = [name for name in files if name.endswith(".md")]
+    kinds = (".py", ".md", ".yaml", ".yml", ".toml", ".config", ".c", ".h")
+    wrong = [
+        f"{name}: {word}" for name in files if name.endswith(kinds)
+        for word in re.findall(r"[\w./-]*\w\.md\b", (ROOT / name).read_text(encoding="utf-8", errors="replace"))
+        if word.rpartition("/")[2] not in _NOT_OURS
+        and not any(f"/{page}".endswith(f"/{word.removeprefix('../').removeprefix('../')}") for page in pages)
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_every_page_of_docs_is_reached_from_the_readme() -> None:
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        targets = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text())
+        new |= {(page.parent / target).resolve() for target in targets if "://" not in target} - reached
+    assert {page for page in (ROOT / "docs").glob("*.md") if page not in reached} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_replace_has_run_wild(page: Path) -> None:
+    """It would put one text at the head of many lines. Tables and pasted reports align; prose and drawings vary."""
+    heads = Counter(line[:32] for line in page.read_text().splitlines() if not re.match(r"\||[ ]{4,}|- ", line))
+    assert [head for head, count in heads.items() if count > 3 and head.strip()] == []
+
+
+@cache
+def _parameters(module: str) -> dict[str, set[str]]:
+    """Of each function and method of a module, or of a package's modules: its parameters, by its name."""
+    path = ROOT / module
+    found: dict[str, set[str]] = {}
+    for file in [path] if path.is_file() else sorted(path.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                found.setdefault(node.name, set()).update(one.arg for one in names)
+                found[node.name] |= {"**"} if node.args.kwarg else set()
+            elif isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set())
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found.setdefault(node.targets[0].id, {"**"})  # another name of something
+            elif isinstance(node, ast.ImportFrom):
+                found.update({one.asname: {"**"} for one in node.names if one.asname})
+    return found
+
+
+def test_the_seams_that_are_drawn_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/architecture.md").read_text().partition("## The seams")[2]
+    module, drawn, wrong = "", 0, []
+    for line in text.splitlines():
+        if place := re.match(r"    # (harness/[\w/.]+)", line):
+            module = place[1]
+        for name, inside in re.findall(r"(?:def |^    )((?:\w+\.)?\w+)\(([^#]*?)\)(?: ->|$|\s{2,})", line):
+            known = _parameters(module).get(name.rpartition(".")[2])
+            names = set(re.findall(r"(?:^|, )(\w+)(?=[:=,]|$)", inside)) - {"self", "cls"}
+            drawn += 1
+            if known is None or not (names <= known or "**" in known):
+                wrong.append(f"{module}: {name}: {sorted(names - (known or set()))}")
+        if (found := re.match(r"    class (?:\w+\.)?(\w+)", line)) and found[1] not in _parameters(module):
+            wrong.append(f"{module}: no class {found[1]}")
+    assert wrong == []
+    assert drawn >= 15  # and the drawing is there
+
+
+def _contract(heading: str) -> str:
+    text = (ROOT / "docs/contract.md").read_text()
+    return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a cell's `status`", verdict.CellStatus), ("a program's `verdict`", verdict.Verdict),
+        ("its `stage`", verdict.Stage), ("a relocation's `outcome`", verdict.Outcome),
+        ("its `liveness`", verdict.Liveness), ("`evidence`", verdict.Evidence), ("`start`", verdict.Start),
+    ],
+)  # fmt: skip
+def test_the_contract_has_the_programs_words(row: str, words: type[verdict.Verdict]) -> None:
+    line = next(line for line in _contract("Words").splitlines() if line.startswith(f"| {row}"))
+    assert set(words) <= set(re.findall(r"`(\w+)`", line))
+
+
+def test_the_contract_shows_every_name_of_the_schema_and_no_other() -> None:
+    schema = json.loads((ROOT / "harness/report/schema.json").read_text())
+    shown = set(re.findall(r'"(\w+)":', _contract("`run --json`") + _contract("`inspect --format jsonl`")))
+    parts = [schema, *(schema["$defs"][name] for name in (
+        "cell", "kernel", "object", "extern", "prog", "verifier", "core_relo", "candidate", "source"
+    ))]  # fmt: skip
+    names = {name for part in parts for name in part["properties"]}
+    assert names - shown == set()
+    # Of a line of `inspect`, and of the two sides of a field.
+    assert shown - names == {"type", "ok", "core_relos", "skipped", "size", "signed"} - names
+
+
+def test_the_matrix_explains_each_of_its_keys() -> None:
+    head = (ROOT / "kernels.yaml").read_text().partition("\nrepositories:")[0]
+    keys = {*config._KERNEL_KEYS, *machine_config._KEYS, *config._GUEST_KEYS, *config._REPOSITORY_KEYS, "exclude"}
+    assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", head)] == []
+
+
+def test_figures_of_the_readme_are_the_benchmarks() -> None:
+    """The README's table of speeds repeats tests/bench/README.md: one of the two must not go on alone."""
+    readme = (ROOT / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
+    bench = (ROOT / "tests/bench/README.md").read_text()
+    figures = set(re.findall(r"\b\d+\.\d+\b", readme))
+    assert len(figures) >= 6
+    assert {figure for figure in figures if figure not in bench} == set()
+
+
+def test_what_the_readme_counts_is_so() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    kernels = config.load_matrix(ROOT / "kernels.yaml").kernels
+    tagged = {tag: sum(tag in kernel.tags for kernel in kernels) for tag in ("gate", "full")}
+    assert f"names {tagged['full']} Debian kernels" in readme and f"{tagged['gate']} tagged `gate`" in readme
+    objects = len(list((ROOT / "programs").glob("*.bpf.c")))
+    assert f"{tagged['gate']} kernels × {objects} objects" in readme

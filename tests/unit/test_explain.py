@@ -1,4 +1,4 @@
-"""Words for refusals: causes known from booted kernels (old_kernels.md), and advice on poison."""
+"""Words for refusals: causes known from booted kernels, and advice on poison."""
 
 from __future__ import annotations
 

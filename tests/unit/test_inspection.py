@@ -35,7 +35,7 @@ SEC("?raw_tp/y") u64 optional(struct task *t) { return t->pid; }
 OLD = "struct task { long pad; int pid; int state; };"
 NEW = "struct task { int pid; unsigned __state; };"
 NAMES = ("x.bpf.o", "missing.o", "old.btf", "missing.btf", "config", "missing")
-# contract.md, `inspect --format jsonl`
+# docs/contract.md, `inspect --format jsonl`
 KEYS = {
     "type", "prog", "section", "insn", "kind", "local_spec", "target_spec", "outcome", "orig_value",
     "new_value", "before", "after",

@@ -1,4 +1,4 @@
-"""Liveness from evidence (design decision 4), on programs small enough to be judged by eye."""
+"""Liveness from evidence, on programs small enough to be judged by eye."""
 
 from __future__ import annotations
 
