@@ -14,7 +14,7 @@ from harness.inspection import Inspection
 
 
 def render_jsonl(inspections: Iterable[Inspection], out: TextIO) -> None:
-    """The lines of docs/contract.md. Of several BTFs one after another, each closed by its result line (which names it)."""
+    """The lines of docs/contract.md. Of several BTFs one after another, each closed by its result line."""
     for inspection in inspections:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in inspection.lines())
 

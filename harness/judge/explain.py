@@ -176,8 +176,8 @@ VERIFIER = (
 )
 
 
-# A map has no log at all. Since when each map type is: the releases whose BPF_MAP_CREATE first took it, the old ones asked
-# on booted kernels 4.1 to 4.19.
+# A map has no log at all. Since when each map type is: the releases whose BPF_MAP_CREATE first took it, the old ones
+# asked on booted kernels 4.1 to 4.19.
 MAPS = (
     Row(
         stage="maps",

@@ -1,6 +1,7 @@
 """What a run found, as docs/contract.md's `run --json` spells it: frozen values, and their way to JSON and back.
 
-Names are those of the JSON; schema 1 allows more to be added. `plain_json.to_json` writes them; `run_from_json` reads a whole run.
+Names are those of the JSON; schema 1 allows more to be added. `plain_json.to_json` writes them, `run_from_json` reads
+a whole run.
 """
 
 from __future__ import annotations

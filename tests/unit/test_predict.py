@@ -1,6 +1,7 @@
 """Which instructions a verifier reaches, by prediction: programs written by hand, judged by the kernel's own rules.
 
-What old verifiers do was measured on booted 4.4 to 4.19 kernels; what 6.18 does is asked of it in tests/loader/test_prediction.py.
+What old verifiers do was measured on booted 4.4 to 4.19 kernels; what 6.18 does is asked of it in
+tests/loader/test_prediction.py.
 """
 
 from __future__ import annotations
