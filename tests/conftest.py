@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return path if path.startswith("tests/vm/") else str(super()._split_scope(nodeid))
 
     return ByFile(config, log)
+
+
+def pytest_configure() -> None:
+    """What a shell starts with `&` inherits SIGINT ignored, and so would all it starts; Ctrl-C is tested here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
