@@ -30,6 +30,8 @@ select = unpinned.select
 
 OnEvent = Callable[[str], None]
 _DEFAULT = AptOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Make:
     """How a tree makes an architecture: its ARCH, the target to make and the file that comes of it, and the prefix of
@@ -198,9 +200,7 @@ def _made(build: _Build, store: Store, *, offline: bool) -> keep.Found:
     config = build.configure()
     build.run()
     vmlinuz = build.out / build.how.file
-    return path_source.opened(
-        build.spec, _read(vmlinuz), str(vmlinuz), config=config, directory=build.out
-    )
+    return path_source.opened(build.spec, _read(vmlinuz), str(vmlinuz), config=config, directory=build.out)
 
 
 def _out(spec: KernelSpec, source: TreeSource, store: Store) -> Path:

@@ -20,7 +20,7 @@ from harness.report.diff import diff
 from harness.report.kernels import describe
 from harness.report.ledger import relation_of
 from harness.report.untrusted import lines
-from harness.report.view import LEGEND, Program, View, mark
+from harness.report.view import ATTACH_LEGEND, LEGEND, Program, View, attach_mark, mark
 
 
 def render(run: RunResult, baseline: RunResult | None = None) -> str:
@@ -61,6 +61,8 @@ class _Packer:
             "results": _table(self._tables["results"]),
             "cells": _table(self._tables["cells"]),
             "legend": LEGEND,
+            "attached": view.attached,
+            "attach_legend": ATTACH_LEGEND,
             "compared": self._compared,
             "notes": [_(note) for note in run.notes],
             "guards": [[_(item.subject), _(audit_format.said(item, view))] for item in guards(view)],
@@ -96,9 +98,9 @@ class _Packer:
         return {**names, "fields": fields, "relos": heads}
 
     def _field(self, cell: CellResult, program: Program, kernel: str) -> list[Any]:
-        """[word, mood, cell, result or -1, a relocation record per head or -1, changes]."""
+        """[word, mood, cell, result or -1, a relocation record per head or -1, changes, attach word, attach mood]."""
         prog = program.results.get(kernel)
-        shown = mark(cell, prog)
+        shown, attached = mark(cell, prog), attach_mark(prog)
         said = program.suspicions
         relos = [-1 if kernel not in by_kernel
                  else self._intern("relos", _record(by_kernel[kernel], suspicion.of_field(said, key.field, {kernel})))
@@ -113,6 +115,7 @@ class _Packer:
             result,
             relos,
             [_(text) for text in changes],
+            *((_(attached.word), attached.mood) if self._view.attached else ()),
         ]
 
     def _intern(self, table: str, value: Hashable) -> int:

@@ -2,8 +2,8 @@
 
 A suite is a kernel, a case a program: `classname` is the cell's identity, `name` is `object::program`. A broken
 expectation is a `failure`; trouble of ours or the host's is an `error`, never a failure; what does not apply is
-`skipped`. The schema knows no properties of a case, so the relocations worth naming are properties of the suite, and
-each case's ledger is its `system-out`.
+`skipped`. The schema knows no properties of a case, so the relocations worth naming, and whether a program could be
+attached, are properties of the suite, and each case's ledger is its `system-out`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.judge.explain import why
 from harness.model.functional import FunctionalOutcome, FunctionalResult
 from harness.model.result import CellResult, ProgResult, Relocation, RunResult
 from harness.model.verdict import CellStatus, Liveness, Outcome, Verdict
-from harness.report import loaders, untrusted
+from harness.report import attach, loaders, untrusted
 from harness.report.view import TROUBLE
 
 # Of tests that did not pass: a failure is the object's, an error ours or the host's.
@@ -63,6 +63,8 @@ def _properties(cells: Sequence[CellResult]) -> Iterator[tuple[str, str]]:
     yield from ((name, value) for name, value in about.items() if value)
     for cell in cells:
         for prog in cell.progs:
+            if prog.attach is not None:
+                yield f"{cell.id}::{prog.name} attach", "; ".join(attach.words(prog))
             for relo in prog.core_relos:
                 if _worth_naming(relo):
                     yield f"{cell.id}::{prog.name} #{relo.index} {relo.kind} {relo.field}", state(relo)
@@ -111,8 +113,9 @@ def _case(cell: CellResult, name: str, prog: ProgResult) -> ET.Element:
         log = prog.verifier.log_excerpt if prog.verifier else None
         kind = f"{prog.verdict}-{prog.stage}" if prog.stage else str(prog.verdict)
         _complain(case, "failure", kind=kind, said=(*prog.unmet, *prog.explanation), cell=cell, evidence=log)
-    if prog.core_relos:
-        ET.SubElement(case, "system-out").text = _clean("\n".join(_ledger(prog)))
+    said = [*attach.words(prog), *_ledger(prog)]
+    if said:
+        ET.SubElement(case, "system-out").text = _clean("\n".join(said))
     return case
 
 

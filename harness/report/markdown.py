@@ -6,16 +6,16 @@ left out is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from harness import ci_log
 from harness.model.result import CellResult, RunResult
 from harness.model.verdict import CellStatus
-from harness.report import cover, ledger, loaders, suspicion
+from harness.report import attach, cover, ledger, loaders, suspicion
 from harness.report.audit import TITLES, audit
 from harness.report.kernels import common_words, describe
 from harness.report.untrusted import code, line, markdown, markup
-from harness.report.view import LEGEND, TROUBLE, Mark, Program, View, mark
+from harness.report.view import ATTACH_LEGEND, LEGEND, TROUBLE, Mark, Program, View, attach_mark, mark
 
 LIMIT = 900_000
 _MOODS = {"good": "", "bad": "🔴 ", "trouble": "🟠 ", "quiet": ""}
@@ -25,7 +25,7 @@ _CONSOLE_LINES = 15
 def render(run: RunResult) -> str:
     """The run as GitHub Markdown, at most `LIMIT` bytes."""
     view = View(run)
-    parts = [_head(run), _table(view)]
+    parts = [_head(run), _table(view), *_attaching(view)]
     parts += [_program(view, program) for program in view.all_programs() if program.needs_words]
     parts += [_refused(cell) for cell in run.cells if cell.status is CellStatus.FAILED and not cell.progs]
     parts += [_trouble(cell) for cell in run.cells if cell.status in TROUBLE]
@@ -84,19 +84,43 @@ def _provenance(run: RunResult) -> str:
 
 def _table(view: View) -> str:
     heads, shared = common_words(view.kernels)
-    columns = "|".join(f" {'<br>'.join(markdown(word) for word in head)} " for head in heads)
-    lines = [f"| {markdown(shared.rstrip('-')) or 'object'} | program |{columns}|", "|---|---|" + "---|" * len(heads)]
-    used: dict[str, None] = {}
+    beside = [" attach "] if view.attached else []  # a column of its own for each kernel, apart from the verdict
+    columns = [text for head in heads for text in (f" {'<br>'.join(markdown(word) for word in head)} ", *beside)]
+    first = markdown(shared.rstrip("-")) or "object"
+    lines = [f"| {first} | program |{'|'.join(columns)}|", "|---|---|" + "---|" * len(columns)]
+    used: set[str] = set()
+    attached: set[str] = set()
     for subject in view.subjects:
         label = markdown(view.label(subject))
         rows = [(program.name, program.results) for program in view.programs(subject)] or [("", {})]
         for name, results in rows:
-            marks = [mark(view.cells.get((subject, kernel)), results.get(kernel)) for kernel in view.kernels]
-            used |= dict.fromkeys(item.word for item in marks if item.word)
-            lines.append(f"| {label} | {markdown(name)} | " + " | ".join(_field(item) for item in marks) + " |")
+            fields = []
+            for kernel in view.kernels:
+                prog = results.get(kernel)
+                item, other = mark(view.cells.get((subject, kernel)), prog), attach_mark(prog)
+                fields += [_field(item), *([_field(other)] if view.attached else [])]
+                used.add(item.word)
+                attached.add(other.word)
+            lines.append(f"| {label} | {markdown(name)} | " + " | ".join(fields) + " |")
             label = ""
-    legend = " · ".join(f"`{word}` {LEGEND[word]}" for word in LEGEND if word in used and word != "ok")
-    return "\n".join(lines) + (f"\n\n{legend}" if legend else "")
+    legends = (_legend(LEGEND, used - {"ok"}), _legend(ATTACH_LEGEND, attached, "attach: "))
+    return "\n\n".join(["\n".join(lines), *(text for text in legends if text)])
+
+
+def _legend(legend: Mapping[str, str], used: set[str], first: str = "") -> str:
+    text = " · ".join(f"`{word}` {means}" for word, means in legend.items() if word in used)
+    return f"{first}{text}" if text else ""
+
+
+def _attaching(view: View) -> list[str]:
+    """Why programs cannot be attached, folded."""
+    found = list(attach.reasons(view))
+    if not found:
+        return []
+    lines = [f"- {markdown(item.prog)}: {_field(item.mark)} on {markdown(item.kernels)}: {markdown(item.text)}"
+             for item in found]  # fmt: skip
+    head = f"<details><summary>Attaching: {len(found)} remarks</summary>"
+    return ["\n".join([head, "", *lines, "", "</details>"])]
 
 
 def _field(item: Mark) -> str:

@@ -160,6 +160,11 @@ class View:
         """Every subject's programs."""
         return (program for subject in self.subjects for program in self.programs(subject))
 
+    @cached_property
+    def attached(self) -> bool:
+        """Did this run try to attach anything (`run --attach`)?"""
+        return any(prog.attach for cell in self.run.cells for prog in cell.progs)
+
     def label(self, subject: Subject) -> str:
         """How a subject is called in this run."""
         return subject.label(with_loader=self.many_loaders)
@@ -233,6 +238,21 @@ LETTERS = {
     "FAILED": "F",
     "": " ",
 }
+# The column beside the verdict, where a run attached programs.
+ATTACH = {
+    "attached": Mark(word="yes", mood="good"),
+    "stand_in": Mark(word="alike", mood="good"),
+    "refused": Mark(word="NO", mood="bad"),
+    "not_attempted": Mark(word="untried", mood="quiet"),
+}
+ATTACH_LEGEND = {
+    "yes": "attached and detached again",
+    "alike": "the same, on a stand-in: what the section names is not there",
+    "NO": "cannot be attached",
+    "untried": "takes something only its user has",
+}
+ATTACH_SHORT = {"untried": "-"}
+ATTACH_LETTERS = {"yes": "y", "alike": "~", "NO": "N", "untried": "o"}
 _UNEXPECTED = {Verdict.REJECTED: "REJECT", Verdict.CRASHED: "CRASH", Verdict.LOADED: "LOADS"}
 _PLAIN = {
     Verdict.REJECTED: "reject",
@@ -269,6 +289,15 @@ def mark(cell: CellResult | None, prog: ProgResult | None) -> Mark:
     if prog.verdict is Verdict.LOADED and any(is_eliminated_poison(relo) for relo in prog.core_relos):
         return MARKS[f"guard{star}"]
     return MARKS[f"{_PLAIN[prog.verdict]}{star}"]
+
+
+def attach_mark(prog: ProgResult | None) -> Mark:
+    """What the column beside the verdict says: whether it was attached. Empty where that was not tried."""
+    found = prog.attach if prog is not None else None
+    if found is None:
+        return MARKS[""]
+    status = "stand_in" if found.get("stand_in") else str(found.get("status"))
+    return ATTACH.get(status, Mark(word=status, mood="trouble"))
 
 
 def is_eliminated_poison(relo: Relocation) -> bool:

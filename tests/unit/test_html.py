@@ -120,6 +120,9 @@ try {
   out.heads = heads().map((th) => texts([...th.children]).join("-"));
   out.archs = texts(all("#map thead tr:first-child th"));
   out.marks = texts(all("#map td button"));
+  out.attached = all("#map tbody tr").map((tr) => texts(all("td.attach", tr)));
+  out.spans = all("#map thead tr:first-child th").map((th) => th.colSpan);
+  out.legend = texts(all("#legend > span"));
   document.querySelector("#map td button.bad").click();
   out.open = $("ledger").open; out.sheet = $("sheet").textContent; out.what = $("what").textContent;
   out.code = all(".line").map((card) => all(".relo", card).length);
@@ -192,6 +195,24 @@ def test_chromium_opens_clicks_filters_and_moves(tmp_path):
     assert out["columns"] == 2 and out["none"]
     assert out["moved"] == "BUTTON" and out["stops"] == 1
     assert out["injected"] == 0
+
+
+@needs_chromium
+def test_attaching_is_a_column_beside_each_kernels_verdict(tmp_path):
+    said = {"status": "refused", "how": "kprobe event", "errno": 2, "error": f"symbol gone: {EVIL}", "stand_in": None}
+    there = {**said, "status": "attached", "errno": None, "error": None}
+    told = [
+        judged(facts([prog("trace", attach=answer), prog("bad", loaded=False)]), cell=begun(kernel, "probe"))
+        for kernel, answer in zip(KERNELS[:2], (said, there), strict=True)
+    ]
+    out = drive(tmp_path, render("html", run_of(*told)))
+    assert "error" not in out, out
+    assert out["attached"] == [["NO", "yes"], ["", ""]]  # what was not loaded was not attached either
+    assert out["heads"][2::2] == ["attach"] * 2
+    assert out["spans"] == [1, 4] and out["marks"] == ["ok", "ok", "REJECT", "REJECT"]
+    assert "NOattach: cannot be attached" in out["legend"] and out["injected"] == 0
+    plain = drive(tmp_path, render("html", run_of(*cells())))
+    assert plain["attached"] == [[], []] and "attach" not in plain["heads"]
 
 
 @needs_chromium

@@ -399,3 +399,62 @@ def test_code_spans_hold_what_they_are_given():
 def test_wide_characters_count_twice_when_cutting():
     assert untrusted.fit("変数変数", 5) == "変数…"
     assert untrusted.fit("abc", 3) == "abc"
+
+
+def attach_answer(status, **more):
+    return {"status": status, "how": "kprobe event (perf)", "errno": None, "error": None, "stand_in": None, **more}
+
+
+def attaching_run():
+    """Two programs on eleven kernels: one attached, the other gone, on a stand-in, not tried, and once not loaded."""
+    gone = attach_answer("refused", errno=2, error="symbol gone: \x1b[31mf")
+    elsewhere = attach_answer("attached", stand_in="/opt/tool is not here: tried on getpid() of libc.so.6")
+    answers = [gone, gone, elsewhere, None, *[attach_answer("not_attempted", error="it needs a device")] * 7]
+    kernels = dict.fromkeys(cell.kernel.id for cell in wide_run().cells)
+    cells = []
+    for kernel, answer in zip(kernels, answers, strict=True):
+        progs = [prog("there", attach=attach_answer("attached")), prog("else", loaded=answer is not None, attach=answer)]
+        cells.append(judged(facts(progs), cell=begun(kernel, "probe")))
+    return run_of(*cells)
+
+
+def test_attaching_is_a_column_beside_each_kernels_verdict():
+    run = attaching_run()
+    table = table_of(dataclasses.replace(run, cells=run.cells[:4]), 100)
+    assert [line.split() for line in table[3:]] == [
+        ["loads", "attach"] * 4,
+        ["probe/there", *["ok", "yes"] * 4],
+        ["probe/else", "ok", "NO", "ok", "NO", "ok", "alike", "REJECT"],  # not loaded, so nothing to attach
+    ]
+    places = [match.start() for match in re.finditer(r"\S+", table[3])]
+    assert [match.start() for match in re.finditer(r"\S+", table[4])][1:] == places
+    assert "attach" not in render("terminal", wide_run())
+
+
+@pytest.mark.parametrize("width", [200, 150, 100, 60, 40, 20])
+def test_the_columns_keep_together_at_every_width(width):
+    text = render("terminal", attaching_run(), width=width)
+    heading = next(n for n, line in enumerate(text.splitlines()) if line.startswith("──"))
+    rows = [line.split()[1:] for line in text.splitlines()[:heading] if line.startswith("probe/e")]
+    assert all(len(line) <= width for line in text.splitlines()[2:heading])
+    words = [word for row in rows for word in row]
+    assert [word for word in words if word in {"NO", "N"}] == [words[1]] * 2
+    assert len(words) == 2 * 11 - 1
+    if width < 60:
+        assert len(rows) > 1
+    assert "cannot be attached" in " ".join(text.split())
+
+
+def test_why_not_is_said_once_in_each_report():
+    run = attaching_run()
+    section = " ".join(render("terminal", run).partition("── Attaching ")[2].partition("── ")[0].split())
+    assert r"NO debian-5.10-cloud-amd64, debian-6.1-cloud-amd64: symbol gone: \x1b[31mf" in section
+    assert section.count("probe / else") == 1 and "probe / there" not in section
+    markdown = render("markdown", run)
+    assert markdown.count(" attach |") == 11 and "| ok | 🔴 NO |" in markdown
+    assert "🔴 NO on debian-5.10-cloud-amd64, debian-6.1-cloud-amd64: symbol gone" in markdown
+    suite = ET.fromstring(render("junit", run)).find("testsuite")
+    found = {item.get("name"): item.get("value") for item in suite.iter("property")}
+    name = "debian-5.10-cloud-amd64/probe@python::else attach"
+    assert found[name] == r"NOT attachable (kprobe event (perf)): symbol gone: \x1b[31mf"
+    assert not suite.findall(".//failure")  # apart from the verdict
