@@ -137,19 +137,14 @@ class CoreRelo:
 
 class CoreRun:
     """All relocations of an object: `relos` (CoreRelo, in record order), `skipped` (records of programs that are not
-    loaded or do not exist), `error` (CoreError or None; it belongs to the last of `relos`, whose index is
-    `error_index`; to none of them when a record names no instruction).
+    loaded or do not exist), `error` (CoreError or None; it belongs to the last of `relos`, or to none of them when a
+    record names no instruction).
     """
 
     def __init__(self) -> None:
         self.relos: list[CoreRelo] = []
         self.skipped = 0
         self.error: CoreError | None = None
-
-    @property
-    def error_index(self) -> int | None:
-        failed = self.error is not None and self.relos and self.relos[-1].outcome == "error"
-        return len(self.relos) - 1 if failed else None
 
 
 def relocate(obj: BpfObject, targets: Targets, rules: Rules | None = None) -> CoreRun:

@@ -20,6 +20,7 @@ from array import array
 
 from . import insn as I
 from . import raw_btf, verifier_log
+from .btf import BTF_KIND_FUNC
 from .neutralise import TooFar, neutralise
 from .syscall import LOG_MAX, Bpf, ProgLoad
 
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .bpf_object import BpfObject
+
 _ENOSPC = 28
 # Formatting one instruction costs the kernel as much as verifying hundreds: 4 microseconds here, ten times that in
 # emulation. Beyond this many processed instructions an accepted program's second witness is not taken.
 SECOND_WITNESS_MAX = 500
 _POISON = I.native(I.CALL, 0, 0, 0, I.POISON_CORE_RELO)
+_GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 MAX_FLIPS = 64
 MAX_ANALYSES = 64
 
@@ -314,6 +318,18 @@ def flip(code: bytes, at: int) -> tuple[bytes, int] | None:
     changed = bytearray(code)
     I.write(changed, at, op, dst, src, off, 1 - imm, sys.byteorder)
     return bytes(changed), 1 - imm
+
+
+def is_guard(kind: str, outcome: str) -> bool:
+    """Whether a relocation of this kind and outcome is an existence check with an answer: what a flip can invert."""
+    return kind in _GUARDS and outcome == "resolved"
+
+
+def returns_nothing(obj: BpfObject | None, name: str) -> bool:
+    """Whether a function of the object is void by its BTF; False where BTF does not tell."""
+    btf = obj.btf if obj is not None else None
+    func = btf.find(name, BTF_KIND_FUNC) if btf is not None else None
+    return btf is not None and func is not None and btf.type(btf.type(func).type).type == 0
 
 
 def _is_poison(code: bytes, at: int) -> bool:

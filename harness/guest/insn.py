@@ -53,7 +53,6 @@ BPF_PSEUDO_CALL, BPF_PSEUDO_KFUNC_CALL = 1, 2
 
 SIZE_OF_WIDTH = {BPF_B: 1, BPF_H: 2, BPF_W: 4, BPF_DW: 8}
 WIDTH_OF_SIZE = {1: BPF_B, 2: BPF_H, 4: BPF_W, 8: BPF_DW}
-CLASS_NAMES = ("LD", "LDX", "ST", "STX", "ALU", "JMP", "JMP32", "ALU64")
 
 # libbpf.c: the imm of calls that stand for something that could not be had.
 POISON_CORE_RELO = 195896080  # 0xbad2310, "bad relo"
@@ -102,8 +101,3 @@ def write(
 ) -> None:
     """Put an instruction at `index` in place."""
     code[index * INSN_SIZE : (index + 1) * INSN_SIZE] = pack(op, dst, src, off, imm, byteorder)
-
-
-def is_ldimm64(code: bytes | bytearray, index: int) -> bool:
-    """Whether the instruction at `index` takes two slots."""
-    return code[index * INSN_SIZE] == LDIMM64

@@ -8,9 +8,8 @@ from time import perf_counter
 
 from . import btf_load, settings
 from .bpf_object import SEC_RODATA
-from .btf import BTF_KIND_FUNC
 from .core_spec import kind_word
-from .evidence import Collector, Subject
+from .evidence import Collector, Subject, is_guard, returns_nothing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from .bpf_object import BpfObject
     from .libbpf_debug_log import DebugLog
     from .libbpf_doors import Verdict
-
-_GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 
 
 def object_name(name: str) -> str:
@@ -78,9 +75,9 @@ def collect_evidence(
     subject = Subject(load, [(func["start"], func["insns"]) for func in entry["funcs"]], verdict.fd is not None)
     if load.func_info and features["btf_func_global"]:
         subject.is_static = [not func["global"] for func in entry["funcs"]]
-        subject.void = [_returns_nothing(file, func["name"]) for func in entry["funcs"]]
+        subject.void = [returns_nothing(file, func["name"]) for func in entry["funcs"]]
     subject.relos = [(row["relo"], row["insn"]) for row in entry["relos"]]
-    subject.guards = [pair for pair in subject.relos if _is_guard(lines[pair[0]])]
+    subject.guards = [pair for pair in subject.relos if is_guard(lines[pair[0]]["kind"], lines[pair[0]]["outcome"])]
     subject.processed = entry["verifier"]["processed_insns"] if entry["verifier"] else None
     collector = Collector(machine.bpf, features["dead_code_removal"] and features["btf_func"])
     try:
@@ -90,13 +87,3 @@ def collect_evidence(
     finally:
         collector.close()
         seconds["evidence"] += perf_counter() - started
-
-
-def _is_guard(line: dict[str, Any]) -> bool:
-    return line["kind"] in _GUARDS and line["outcome"] == "resolved"
-
-
-def _returns_nothing(file: BpfObject | None, name: str) -> bool:
-    btf = file.btf if file is not None else None
-    func = btf.find(name, BTF_KIND_FUNC) if btf is not None else None
-    return btf is not None and func is not None and btf.type(btf.type(func).type).type == 0

@@ -14,9 +14,9 @@ from time import perf_counter
 
 from . import bpf_object as O
 from . import btf_load, settings, struct_ops, verifier_log
-from .core_relo import CoreRelo, CoreRun, Rules, Targets, relocate
-from .errors import CoreError, GuestError, WrongEndian
-from .evidence import Collector, Subject
+from .core_relo import Rules
+from .errors import GuestError, WrongEndian
+from .evidence import Collector, Subject, is_guard, returns_nothing
 from .externs import Externs
 from .folding import fold_constants
 from .kconfig import map_value
@@ -24,6 +24,7 @@ from .linking import InfoRecords, Linked, Linker, LinkError
 from .loader import Attach, Preparer, Refusal, Verdict, verdict_load
 from .map_create import Creator, close_all
 from .maps import KCONFIG, PROG_ARRAY, Map, internal_map, read_maps
+from .object_relos import ObjectRelos
 from .prog_types import SecDef, parse_section
 from .refusals import explain
 
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
     from .syscall import ProgLoad
 
 LOADER = "corematrix 0.1.0"
-_GUARDS = ("field_exists", "type_exists", "type_matches", "enumval_exists")
 _OPENS_FOREIGN = (1, 5)  # since then libbpf opens objects of the other byte order, and refuses only to load them
-_MAX_FATAL = 64
 _NO_CALLS = "this kernel has no bpf-to-bpf calls (4.16)"
 
 
@@ -64,10 +63,7 @@ class ObjectJudge:
         self._obj: BpfObject | None = None
         self._maps: list[Map] = []
         self._externs: Externs | None = None
-        self._relos: list[CoreRelo] = []
-        self._relo_index: dict[tuple[str, int, int], int] = {}
-        self._skipped = 0
-        self._broken: dict[int, tuple[CoreError, int]] = {}  # id of a Prog -> what is fatal in it, and its relocation
+        self._core = ObjectRelos(self._rules)
         self._adaptations: list[dict[str, Any]] = []
         self._seconds = dict.fromkeys(("open", "core", "maps", "load", "evidence"), 0.0)
         self._struct_ops: struct_ops.StructOps | None = None
@@ -160,53 +156,13 @@ class ObjectJudge:
         for index, item in enumerate(self._maps):
             item.index = index
 
-    # -- CO-RE
-
     def _relocate(self) -> None:
-        """The whole object with its own autoload set; after a fatal relocation again, without its program."""
         assert self._obj is not None
-        obj = self._obj
-        pristine = {id(prog): bytes(prog.insns) for prog in obj.progs}
-        autoload = {id(prog): prog.autoload for prog in obj.progs}
-        fatal: list[CoreRelo] = []
-        for _ in range(_MAX_FATAL):
-            targets = Targets(self._machine.btf, None if self._machine.btf_override else self._module_btfs)
-            run = relocate(obj, targets, self._rules)
-            if run.error is None:
-                break
-            relo = run.relos[-1]
-            fatal.append(relo)
-            self._note_fatal(run, fatal)
-            for prog in obj.progs:
-                prog.insns[:] = pristine[id(prog)]
-            relo.prog.autoload = False
-        self._take_relos(run, fatal)
-        for prog in obj.progs:
-            prog.autoload = autoload[id(prog)]
-
-    def _module_btfs(self) -> list[tuple[str, Any]]:
-        return [(module.name, module.btf) for module in self._machine.modules()]
-
-    def _note_fatal(self, run: CoreRun, fatal: list[CoreRelo]) -> None:
-        assert run.error is not None
-        if len(fatal) == 1:
-            self._skipped = run.skipped
-            message = f"prog '{fatal[0].prog.name}': insn #{fatal[0].insn}: {run.error.message}"
-            self._give_up("core", run.error.errno, message, len(run.relos) - 1)
-        self._broken[id(fatal[-1].prog)] = (run.error, len(fatal) - 1)
-
-    def _take_relos(self, run: CoreRun, fatal: list[CoreRelo]) -> None:
-        """All relocations in one list: those of the run that went through, with the fatal ones in record order."""
-        if not fatal:
-            self._skipped = run.skipped
-        self._relos = list(run.relos) if run.error is None else run.relos[:-1]
-        for relo in fatal:
-            where = next((i for i, r in enumerate(self._relos) if r.place > relo.place), len(self._relos))
-            self._relos.insert(where, relo)
-        for index, relo in enumerate(self._relos):
-            self._relo_index[(relo.prog.name, relo.prog.sec_idx, relo.insn)] = index
-        if fatal and self._error is not None and self._error["stage"] == "core":
-            self._error["relo"] = self._relos.index(fatal[0])
+        try:
+            self._core.relocate(self._obj, self._machine)
+        finally:
+            if self._core.error is not None:
+                self._give_up("core", **self._core.error)
 
     # -- BTF and maps
 
@@ -385,19 +341,13 @@ class ObjectJudge:
             for f in linked.funcs
         ]
         facts["refs"] = [{"insn": r.insn, "kind": r.kind, "name": r.name, "off": r.off} for r in linked.refs]
-        starts = {(f.prog.name, f.prog.sec_idx): f.start for f in linked.funcs}
-        facts["relos"] = [
-            {"relo": index, "insn": starts[(name, sec_idx)] + insn}
-            for (name, sec_idx, insn), index in self._relo_index.items()
-            if (name, sec_idx) in starts
-        ]
+        facts["relos"] = self._core.of(linked)
         facts["insns"] = binascii.b2a_base64(bytes(linked.code), newline=False).decode()
 
     def _check_relocated(self, linked: Linked) -> None:
         for func in linked.funcs:
-            broken = self._broken.get(id(func.prog))
-            if broken is not None:
-                error = broken[0]
+            error = self._core.fatal_in(func.prog)
+            if error is not None:
                 where = "" if func is linked.funcs[0] else f" in {func.prog.name}(), which it calls"
                 raise Skip("core", error.errno, f"fatal CO-RE relocation{where}: {error.message}")
 
@@ -428,9 +378,10 @@ class ObjectJudge:
         subject = Subject(load, [(f.start, f.insns) for f in linked.funcs], verdict.fd is not None)
         if load.func_info and self._machine.features["btf_func_global"]:
             subject.is_static = [not func["global"] for func in facts["funcs"]]
-            subject.void = [self._returns_nothing(func.prog) for func in linked.funcs]
+            subject.void = [returns_nothing(self._obj, func.prog.name) for func in linked.funcs]
         subject.relos = [(r["relo"], r["insn"]) for r in facts["relos"]]
-        subject.guards = [pair for pair in subject.relos if self._is_guard(pair[0])]
+        relos = self._core.relos
+        subject.guards = [pair for pair in subject.relos if is_guard(relos[pair[0]].kind, relos[pair[0]].outcome)]
         subject.processed = verdict.figures["processed_insns"] if verdict.figures else None
         name = facts["name"]
         facts["evidence"] = self._collector.collect(
@@ -439,17 +390,6 @@ class ObjectJudge:
         spent = perf_counter() - start
         self._seconds["evidence"] += spent
         self._seconds["load"] -= spent
-
-    def _is_guard(self, relo: int) -> bool:
-        found = self._relos[relo]
-        return found.kind in _GUARDS and found.outcome == "resolved"
-
-    def _returns_nothing(self, prog: Prog) -> bool:
-        from .btf import BTF_KIND_FUNC
-
-        btf = self._obj.btf if self._obj is not None else None
-        func = btf.find(prog.name, BTF_KIND_FUNC) if btf is not None else None
-        return btf is not None and func is not None and btf.type(btf.type(func).type).type == 0
 
     def _keep_or_close(self, prog: Prog, verdict: Verdict) -> None:
         if verdict.fd is None:
@@ -483,8 +423,8 @@ class ObjectJudge:
             "type": "facts", "facts": 1, "loader": "python", "loader_version": LOADER, "rules": self._rules.version,
             "guest": self._machine.facts(), "object": self._object_facts(), "object_error": self._error,
             "externs": self._externs.facts() if self._externs is not None else [],
-            "core_relos": [{**relo.as_dict(), "index": index} for index, relo in enumerate(self._relos)],
-            "skipped_core_relos": self._skipped,
+            "core_relos": self._core.facts(),
+            "skipped_core_relos": self._core.skipped,
             "maps": [{"name": m.name, "type": m.type_name, "errno": m.errno, "message": m.message} for m in self._maps],
             "progs": progs if obj is not None else [],
             "seconds": {phase: round(spent, 6) for phase, spent in self._seconds.items()},

