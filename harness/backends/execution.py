@@ -28,6 +28,7 @@ from harness.transport import ChannelClosedError, ChannelTimeoutError
 
 _MOST = 60 << 20  # wire.MAX_PAYLOAD less room for the request itself
 _CHUNK = 1 << 12
+_PUT_SECONDS = 120.0
 _LIBRARIES = "libraries"
 _LISTED = re.compile(r"(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)")
 OnOutput = Callable[[str, bytes], None]
@@ -90,6 +91,12 @@ def run(session: Backend, command: Command, *, seconds: float, on_output: OnOutp
         message = f"the files could not be written in the guest: {answer['error']}"
         raise UsageError(message)
     return Exit(status=answer["status"], signal=answer["signal"])
+
+
+def put(session: Backend, files: Sequence[GuestFile]) -> None:
+    """Leave files in a guest for what comes after. Raises GuestLostError, UsageError."""
+    command = Command(argv=("python3", "-I", "-S", "-c", ""), files=tuple(files))
+    run(session, command, seconds=_PUT_SECONDS, on_output=lambda _stream, _data: None)
 
 
 def _feed(session: Backend, stdin: int | None) -> None:

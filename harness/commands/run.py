@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--no-adaptations", action="store_true", help="what libbpf would not do to load a program is not met")
     add("--attach", action="store_true", help="attach each loaded program where its section says, detach it, report")
+    add("--file", action="append", default=[], metavar="HOST[:GUEST]", help="--attach: a binary that sections of "
+        "uprobes and USDT name, put into every guest as GUEST (repeatable)")  # fmt: skip
     add("--yes-on-this-machine", action="store_true", help="agree to --attach and to functional tests "
         "on backends local and ssh")  # fmt: skip
     add("--quiet", action="store_true", help="no progress, only the report")
@@ -74,6 +76,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     """Plan, run, report. Returns the exit status."""
     executors.check(options)
     covering.check(options)
+    files = attaching.files(options.file, options.attach)
     job, covered = _covered(_plan(options), options, stderr)
     earlier = baseline.Baseline(options)
     directory = resume.open_directory(options, job.started)
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
             store=store, guest=job.matrix.guest, lock=job.matrix.lock, expectations=job.expectations,
             directory=directory, today=job.started.date(), timeout=options.timeout, cold=options.cold, rerun=job.rerun,
             attach=options.attach, both=options.loader == "both", functional=job.functional,
-            on_machines=options.yes_on_this_machine,
+            on_machines=options.yes_on_this_machine, attach_files=files,
         )  # fmt: skip
         for arch, packages in resume.guest_packages(directory, kept).items():
             judging.note_packages(arch, packages)

@@ -19,7 +19,7 @@ from harness import backends, judge, kernels
 from harness.apt.guest import fetch_guest
 from harness.apt.repository import AptOptions
 from harness.backends import execution, spare_modules
-from harness.backends.execution import Command, Exit, OnOutput
+from harness.backends.execution import Command, Exit, GuestFile, OnOutput
 from harness.boot import GuestPackages
 from harness.errors import CacheError, CorematrixError, InfrastructureError, Interrupted
 from harness.executor import functional
@@ -51,7 +51,8 @@ _NO_PACKAGES = GuestPackages(paths=(), provenance=())
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """What all cells of a run share. `timeout` in seconds replaces the deadline of one request; `rerun` gives the
-    command that runs a cell again, `attach` also attaches what was loaded, `both` holds our loader's cells against
+    command that runs a cell again, `attach` also attaches what was loaded, to binaries `attach_files` that guests get,
+    `both` holds our loader's cells against
     libbpf's. `functional` are the tests to run, on a machine that is somebody's only if `on_machines`. Its services
     are used by many threads.
     """
@@ -66,6 +67,7 @@ class Judging:
     timeout: float | None = None
     cold: bool = False
     attach: bool = False
+    attach_files: tuple[GuestFile, ...] = ()
     both: bool = False
     functional: functional.Tests = field(default_factory=dict)
     on_machines: bool = False
@@ -148,6 +150,8 @@ class Judging:
         rules = self._pairs.rules if self.both else lambda _cell: None
         session = backends.open_session(kernel, options)
         equip = None
+        if self.attach_files and kernel.spec.backend not in backends.MACHINES:  # those have their own
+            execution.put(session, self.attach_files)
         if self.attach:
             equip = lambda data: spare_modules.hand_over(session, data, self.store, on_event)  # noqa: E731
         return _OpenSession(session, equip=equip, rules=rules)

@@ -20,7 +20,7 @@ from .prog_types import ATTACH_TYPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 (MAP_CREATE, PROG_ATTACH, PROG_DETACH, RAW_TRACEPOINT_OPEN, LINK_CREATE) = (0, 8, 9, 17, 28)
@@ -34,11 +34,13 @@ _EPERM, _ENOENT, _EACCES, _EINVAL, _E2BIG, _EOPNOTSUPP, _ENOTSUPP = 1, 2, 13, 22
 
 
 def attach_program(
-    machine: Any, fd: int, facts: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+    machine: Any, fd: int, facts: dict[str, Any], maps: Iterable[str], progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Attach the program behind `fd`, detach it, report. `facts` are its own so far (docs/facts.md)."""
+    """Attach the program behind `fd`, detach it, report. `facts` are its own so far (docs/facts.md), `maps` the names
+    of its object's.
+    """
     progress({"type": "progress", "phase": "attach", "prog": facts["name"]})
-    return try_attach(Attempt(machine.bpf, fd, facts, machine.syscall_prefix(), machine.spare_modules))
+    return try_attach(Attempt(machine.bpf, fd, facts, machine.syscall_prefix(), machine.spare_modules, maps))
 
 
 def try_attach(attempt: Attempt) -> dict[str, Any]:
@@ -156,6 +158,12 @@ def _iterator(attempt: Attempt) -> Callable[[], None]:
     if "map_elem" in (attempt.target or "") or "sk_storage" in (attempt.target or ""):
         raise NotAttempted("this iterator goes over a map that its user chooses")
     return _linked(attempt, 0)
+
+
+def _usdt(attempt: Attempt) -> Callable[[], None]:
+    from .attach_usdt import usdt
+
+    return usdt(attempt)
 
 
 def _in_user_space(name: str) -> Callable[[Attempt], Callable[[], None]]:
@@ -307,7 +315,7 @@ _METHODS: dict[str, tuple[str, Callable[[Attempt], Callable[[], None]]]] = {
     "kprobe": _KPROBE, "kretprobe": _KPROBE,
     "ksyscall": ("kprobe event (perf)", _ksyscall), "kretsyscall": ("kprobe event (perf)", _ksyscall),
     "kprobe.multi": _MULTI, "kretprobe.multi": _MULTI, "kprobe.session": _MULTI,
-    "uprobe": _UPROBE, "uretprobe": _UPROBE, "usdt": ("USDT", _in_user_space("usdt")),
+    "uprobe": _UPROBE, "uretprobe": _UPROBE, "usdt": ("uprobe events (perf) by the binary's notes", _usdt),
     "uprobe.multi": _UPROBE_MULTI, "uretprobe.multi": _UPROBE_MULTI, "uprobe.session": _UPROBE_MULTI,
     "tracepoint": ("tracepoint event (perf)", _tracepoint), "tp": ("tracepoint event (perf)", _tracepoint),
     "raw_tracepoint": ("BPF_RAW_TRACEPOINT_OPEN", _raw_tracepoint),

@@ -21,6 +21,7 @@ _TYPE_SOFTWARE, _TYPE_TRACEPOINT, _COUNT_SW_CPU_CLOCK = 1, 2, 0
 _IOC_ENABLE, _IOC_DISABLE, _IOC_SET_BPF = 0x2400, 0x2401, 0x40042408  # <linux/perf_event.h>
 # The architectures whose _IOC() puts the direction elsewhere (powerpc: _IOC_WRITE is 4, and 3 bits wide).
 _IOC_OF = {"ppc64le": (0x20002400, 0x20002401, 0x80042408)}
+_REF_CTR_SHIFT = 32  # PERF_UPROBE_REF_CTR_OFFSET_SHIFT
 _ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
 _PMU = "/sys/bus/event_source/devices/%s/type"
 _ROOTS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -32,22 +33,29 @@ class TraceFsError(Exception):
 
 def kprobe_event(prog: int, symbol: str, offset: int, returning: bool) -> Callable[[], None]:
     """Attach `prog` (a descriptor) to a kernel function; what detaches it. Raises OSError."""
-    return _probe(prog, "kprobe", symbol, offset, returning)
+    return _probe(prog, "kprobe", symbol, offset, int(returning))
 
 
-def uprobe_event(prog: int, path: str, offset: int, returning: bool) -> Callable[[], None]:
-    """Attach to the instruction at `offset` of a file, in every process. Raises OSError."""
-    return _probe(prog, "uprobe", path, offset, returning)
+def uprobe_event(prog: int, path: str, offset: int, returning: bool, semaphore: int = 0) -> Callable[[], None]:
+    """Attach to the instruction at `offset` of a file, in every process; `semaphore` is the place in the file of a
+    counter of those attached (0: none). Raises OSError.
+    """
+    return _probe(prog, "uprobe", path, offset, int(returning) | semaphore << _REF_CTR_SHIFT)
 
 
-def _probe(prog: int, pmu: str, name: str, offset: int, returning: bool) -> Callable[[], None]:
+def has_semaphores() -> bool:
+    """Whether this kernel's uprobes count up a semaphore (a6ca88b241d5, 4.20)."""
+    return os.path.exists("/sys/bus/event_source/devices/uprobe/format/ref_ctr_offset")
+
+
+def _probe(prog: int, pmu: str, name: str, offset: int, config: int) -> Callable[[], None]:
     try:
         with open(_PMU % pmu, encoding="ascii") as file:
             kind = int(file.read())
     except OSError:
-        return _legacy_probe(prog, pmu, name, offset, returning)
+        return _legacy_probe(prog, pmu, name, offset, bool(config & 1))
     text = ctypes.create_string_buffer(name.encode())
-    return _attached(prog, _open(kind, int(returning), ctypes.addressof(text), offset))
+    return _attached(prog, _open(kind, config, ctypes.addressof(text), offset))
 
 
 def tracepoint_event(prog: int, category: str, name: str) -> Callable[[], None]:
@@ -62,7 +70,7 @@ def software_event(prog: int) -> Callable[[], None]:
 
 def _legacy_probe(prog: int, pmu: str, name: str, offset: int, returning: bool) -> Callable[[], None]:
     root, group = _root(), pmu + "s"
-    event = "corematrix_%d" % os.getpid()
+    event = "corematrix_%d_%x" % (os.getpid(), offset)
     place = "%s+%d" % (name, offset) if pmu == "kprobe" else "%s:0x%x" % (name, offset)
     _append(root + "/%s_events" % pmu, "%s:%s/%s %s" % ("r" if returning else "p", group, event, place))
 

@@ -44,27 +44,23 @@ def uprobe_multi(attempt: Attempt) -> Callable[[], None]:
     return closing(attempt.bpf.call(_LINK_CREATE, attr))
 
 
-def usdt(_attempt: Attempt) -> Callable[[], None]:
-    """A USDT program reads its arguments by a map that libbpf fills from the binary's notes (.note.stapsdt)."""
-    raise NotAttempted("its place and its arguments are in the notes of a binary, which libbpf reads (--loader libbpf)")
-
-
 def _place(attempt: Attempt) -> tuple[str, list[int]]:
     """The file, and the offsets in it of what the section names; Gone when the file is here and has no such function.
     """
     binary, colon, function = (attempt.target or "").partition(":")
     if not colon:
-        return _stand_in(attempt, "the section names no function of a binary")
+        return stand_in(attempt, "the section names no function of a binary")
     path = find_binary(binary)
     if path is None:
-        return _stand_in(attempt, "%s is not here" % binary)
+        return stand_in(attempt, "%s is not here" % binary)
     offsets = _offsets(path, function, many=".multi" in attempt.kind or ".session" in attempt.kind)
     if not offsets:
         raise Gone("symbol gone: %s has no function %s" % (path, function))
     return path, offsets
 
 
-def _stand_in(attempt: Attempt, why: str) -> tuple[str, list[int]]:
+def stand_in(attempt: Attempt, why: str) -> tuple[str, list[int]]:
+    """A function of the C library, noted with the reason; NotAttempted where there is none."""
     library = _c_library()
     offsets = _offsets(library, _STAND_IN, many=False) if library else []
     if library is None or not offsets:

@@ -8,7 +8,7 @@ from .prog_types import ATTACH_TYPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from .syscall import Bpf
@@ -27,16 +27,18 @@ class Attempt:
 
     `syscall_prefix` is what system call functions are called here (`__x64_sys_`), `modules` (name -> bytes) are
     modules of this kernel that may be inserted for the time of the attempt. What was tried in place of the target is
-    noted in `stand_in`, another way than the usual one in `how`.
+    noted in `stand_in`, another way than the usual one in `how`. `maps` are the names of the object's.
     """
 
     __slots__ = (
-        "attach_type", "bpf", "fd", "how", "kind", "modules", "prog_type", "stand_in", "syscall_prefix", "target",
+        "attach_type", "bpf", "fd", "how", "kind", "maps", "modules", "prog_type", "stand_in", "syscall_prefix",
+        "target",
     )  # fmt: skip
 
     def __init__(
-        self, bpf: Bpf, fd: int, facts: dict[str, Any], syscall_prefix: str, modules: dict[str, bytes]
-    ) -> None:
+        self, bpf: Bpf, fd: int, facts: dict[str, Any], syscall_prefix: str, modules: dict[str, bytes],
+        maps: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         section = facts["section"].removeprefix("?")
         self.bpf = bpf
         self.fd = fd
@@ -46,6 +48,7 @@ class Attempt:
         self.attach_type = ATTACH_TYPE.get(facts["expected_attach_type"] or "", 0)
         self.syscall_prefix = syscall_prefix
         self.modules = modules
+        self.maps = frozenset(maps)
         self.stand_in: str | None = None
         self.how: str | None = None
 

@@ -38,7 +38,7 @@ def attach(
     lib, pointer, verdict = load.lib, load.progs[entry["name"]], load.doors.verdicts[entry["name"]]
     assert verdict.fd is not None
     if lib.bpf_program__fd(pointer) < 0:
-        return attach_program(machine, verdict.fd, entry, progress)
+        return attach_program(machine, verdict.fd, entry, load.maps, progress)
     progress({"type": "progress", "phase": "attach", "prog": entry["name"]})
     how, before = _HOW % lib.version, len(load.log.warnings)
     link = lib.bpf_program__attach(pointer)
@@ -47,8 +47,9 @@ def attach(
         lib.bpf_link__destroy(link)
         return answer("attached", how)
     words = load.log.warnings[before:]
-    ours = attach_program(machine, verdict.fd, entry, progress)
-    if (number == _EOPNOTSUPP and not words) or (_in_user_space(entry) and ours["status"] != "not_attempted"):
+    ours = attach_program(machine, verdict.fd, entry, load.maps, progress)
+    elsewhere = _in_user_space(entry) and (ours["stand_in"] is not None or ours["status"] == "refused")
+    if (number == _EOPNOTSUPP and not words) or elsewhere:
         return ours  # nothing libbpf does by itself, or a binary that is not here
     if find_binary((entry["attach_target"] or "").partition(":")[0]) is None and _in_user_space(entry):
         return answer("not_attempted", how, error="\n".join(words[-2:]))

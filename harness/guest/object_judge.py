@@ -299,7 +299,7 @@ class ObjectJudge:
     def _attach(self, fd: int, facts: dict[str, Any]) -> dict[str, Any]:
         from .attach import attach_program
 
-        return attach_program(self._machine, fd, facts, self._progress)
+        return attach_program(self._machine, fd, facts, [item.name for item in self._maps], self._progress)
 
     def _attach_struct_ops(self, progs: list[dict[str, Any]]) -> None:
         """Once all programs of a struct are there."""

@@ -41,7 +41,7 @@ PROG("uprobe/libc.so.6:getppid", uprobe_there, 0)
 PROG("uretprobe/libc.so.6:getppid", uretprobe_there, 0)
 PROG("uprobe/libc.so.6:no_such_function", uprobe_gone, 0)
 PROG("uprobe//opt/tool/bin/tool:main", uprobe_elsewhere, 0)
-PROG("usdt/libc.so.6:libc:setjmp", usdt_untried, 0)
+PROG("usdt/libc.so.6:libc:setjmp", usdt_without_maps, 0)
 
 /* As much of a congestion control as the kernel asks for; `half` lacks what it cannot do without. */
 struct tcp_congestion_ops {

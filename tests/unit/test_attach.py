@@ -4,6 +4,10 @@ sections, what is said of an errno.
 
 from __future__ import annotations
 
+import re
+import struct
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +16,21 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from harness.backends import spare_modules
-from harness.guest import attach, attach_uprobe
+from harness.guest import attach, attach_uprobe, attach_usdt
 from harness.guest.attempt import Attempt, Gone, NotAttempted
+from harness.guest.elf import Elf
+from harness.guest.errors import GuestError
 from harness.model.kernel import KernelSpec
-from tests.support import cells
+from tests.support import cells, usdt
 from tests.support.objects import OBJECTS, compile_object
 
 
-def attempt(section: str, *, target: str | None = None, prog_type: str = "kprobe", attach_type: str = "") -> Attempt:
+def attempt(
+    section: str, *, target: str | None = None, prog_type: str = "kprobe", attach_type: str = "",
+    maps: tuple[str, ...] = (),
+) -> Attempt:  # fmt: skip
     facts = {"section": section, "attach_target": target, "prog_type": prog_type, "expected_attach_type": attach_type}
-    return Attempt(None, 3, facts, "__x64_sys_", {})  # type: ignore[arg-type]
+    return Attempt(None, 3, facts, "__x64_sys_", {}, maps)  # type: ignore[arg-type]
 
 
 def own_library() -> Path:
@@ -77,9 +86,70 @@ def test_a_binary_that_is_not_here_has_a_stand_in_and_it_is_said(target: str | N
     assert "tried on getpid()" in one.stand_in
 
 
-def test_usdt_is_left_to_libbpf() -> None:
-    with pytest.raises(NotAttempted, match="--loader libbpf"):
-        attach_uprobe.usdt(attempt("usdt/x"))
+@pytest.fixture(scope="module", params=["-static", "-pie"])
+def tool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program with three places of two probes, as <sys/sdt.h> writes their notes."""
+    return usdt.build_tool(tmp_path_factory.mktemp("usdt"), "-fPIE", request.param)
+
+
+def test_the_places_of_a_probe_are_those_readelf_shows(tool: Path) -> None:
+    """Addresses by `readelf -n`, made places in the file by pyelftools' segments."""
+    said = subprocess.run(["readelf", "-nW", tool], capture_output=True, text=True, check=True).stdout
+    shown = re.findall(r"Name: (\S+)\s+Location: (\S+), Base: \S+, Semaphore: (\S+)", said)
+    with tool.open("rb") as file:
+        loads = [seg.header for seg in ELFFile(file).iter_segments("PT_LOAD")]
+
+    def in_file(address: int) -> int:
+        load = next(load for load in loads if 0 <= address - load.p_vaddr < load.p_filesz)
+        return int(address - load.p_vaddr + load.p_offset) if address else 0
+
+    for name, count in (("started", 2), ("counted", 1)):
+        expected = [(in_file(int(place, 0)), in_file(int(semaphore, 0)) if int(semaphore, 0) else 0)
+                    for own, place, semaphore in shown if own == name]  # fmt: skip
+        found = [(probe.offset, probe.semaphore) for probe in attach_usdt.probes(tool.read_bytes(), "tool", name)]
+        assert found == expected and len(found) == count
+    assert [tool.read_bytes()[offset] for offset, _ in found] == [0x90]  # the nop
+    assert found[0][1] != 0
+    assert list(attach_usdt.probes(tool.read_bytes(), "other", "started")) == []
+
+
+def test_a_binary_that_was_moved_after_its_notes_were_written(tool: Path) -> None:
+    """prelink(8) moves addresses and leaves notes: `.stapsdt.base` has moved by as much as everything else."""
+    data = bytearray(tool.read_bytes())
+    elf = Elf(bytes(data), "tool")
+    notes, base = elf.section(".note.stapsdt"), elf.section(".stapsdt.base")
+    assert notes is not None and base is not None
+    expected = [probe.offset for probe in attach_usdt.probes(bytes(data), "tool", "started")]
+    content = elf.content(notes)
+    for match in re.finditer(re.escape(struct.pack("<Q", base.addr)), content):
+        at = notes.offset + match.start()
+        place, then = struct.unpack_from("<QQ", data, at - 8)
+        struct.pack_into("<QQ", data, at - 8, place - 0x100, then - 0x100)
+    assert [probe.offset for probe in attach_usdt.probes(bytes(data), "tool", "started")] == expected
+
+
+def test_what_usdt_needs_is_said(tool: Path, tmp_path: Path) -> None:
+    maps = ("__bpf_usdt_specs", "__bpf_usdt_ip_to_spec_id")
+    (tmp_path / "text").write_text("no ELF")
+    for target, given, words in (
+        (f"{tool}:tool:started", (), "no maps for USDT"), (f"{tool}:tool:gone", maps, "have no tool:gone"),
+        (f"{tmp_path}/text:a:b", maps, "is no ELF file"),
+    ):  # fmt: skip
+        with pytest.raises(Gone, match=words):
+            attach_usdt.usdt(attempt("usdt/x", target=target, maps=given))
+    with pytest.raises(NotAttempted, match="names no probe"):
+        attach_usdt.usdt(attempt("usdt/x", target=f"{tool}:tool", maps=maps))
+
+
+def test_notes_that_are_broken_raise_and_nothing_else(tool: Path) -> None:
+    data = tool.read_bytes()
+    notes = Elf(data, "tool").section(".note.stapsdt")
+    assert notes is not None
+    for at in range(notes.offset, notes.offset + notes.size):
+        for value in (0, 0xFF):
+            broken = data[:at] + bytes([value]) + data[at + 1 :]
+            with suppress(Gone, GuestError):
+                list(attach_usdt.probes(broken, "tool", "started"))
 
 
 @pytest.mark.parametrize(

@@ -413,8 +413,9 @@ def attaching_run():
     kernels = dict.fromkeys(cell.kernel.id for cell in wide_run().cells)
     cells = []
     for kernel, answer in zip(kernels, answers, strict=True):
-        progs = [prog("there", attach=attach_answer("attached")), prog("else", loaded=answer is not None, attach=answer)]
-        cells.append(judged(facts(progs), cell=begun(kernel, "probe")))
+        other = prog("else", loaded=answer is not None, attach=answer)
+        there = prog("there", attach=attach_answer("attached"))
+        cells.append(judged(facts([there, other]), cell=begun(kernel, "probe")))
     return run_of(*cells)
 
 
