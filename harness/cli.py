@@ -15,7 +15,7 @@ from types import FrameType, ModuleType
 from typing import NoReturn, TextIO, cast
 
 from harness import __version__, ci_log, printable
-from harness.errors import CorematrixError, Interrupted
+from harness.errors import CorematrixError, Ended, Interrupted
 
 # A bug of ours: EX_SOFTWARE of sysexits.h.
 INTERNAL_ERROR = 70
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupted)
     try:
         return _dispatch(arguments)
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Interrupted):  # the first includes Ended
         _say("interrupted")
         return Interrupted.exit_status
     except CorematrixError as error:
@@ -125,8 +125,7 @@ def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentP
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # once is enough; the guests are being ended
-    message = f"ended by {signal.Signals(number).name}"
-    raise Interrupted(message)
+    raise Ended(signal.Signals(number).name)
 
 
 def _say(message: str) -> None:

@@ -8,7 +8,9 @@
     │   ├── FetchError        5   a repository or URL did not give what was asked, or gave something else
     │   ├── CacheError        6   the cache cannot be written, locked or trusted
     │   └── GuestLostError    7   a guest died, hung, or spoke nonsense
-    └── Interrupted         130   Ctrl-C or SIGTERM
+    └── Interrupted         130   stopped before it was done
+    KeyboardInterrupt
+    └── Ended               130   SIGTERM or SIGHUP
 
 A message says what happened, where (file and place), and what to do about it.
 """
@@ -82,6 +84,14 @@ class GuestLostError(InfrastructureError):
 
 
 class Interrupted(CorematrixError):  # noqa: N818 - named for what happened, it is not a fault
-    """The user asked us to stop."""
+    """What was asked for was stopped before it was done."""
 
     exit_status = 130
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came: what Ctrl-C does, and like it no `Exception`.
+
+    A signal may come while any line runs. Within an `except Exception` of ours, or of Dask's, an ordinary exception
+    would be taken for a fault of that line, and the run would go on.
+    """

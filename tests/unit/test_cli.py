@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from harness import cli
 from harness.commands import run as run_command
-from harness.errors import CacheError, Interrupted, UsageError
+from harness.errors import CacheError, Ended, Interrupted, UsageError
 from harness.model.result import CellResult, KernelResult, ObjectResult
 from harness.model.verdict import CellStatus
 from tests.support import cells as make
@@ -107,7 +108,8 @@ def test_help_lists_the_exit_statuses(verb: list[str], capsys: pytest.CaptureFix
     ("error", "status", "message"),
     [
         (CacheError("disk full", remedy="prune"), 6, "corematrix: disk full\n  remedy: prune\n"),
-        (Interrupted("ended by SIGTERM"), 130, "corematrix: interrupted\n"),
+        (Interrupted("stopped"), 130, "corematrix: interrupted\n"),
+        (Ended("SIGTERM"), 130, "corematrix: interrupted\n"),
         (KeyboardInterrupt(), 130, "corematrix: interrupted\n"),
     ],
 )
@@ -161,6 +163,25 @@ def test_sigterm_ends_with_the_status_of_an_interruption(tmp_path: Path) -> None
         writer.close()
     assert process.returncode == Interrupted.exit_status
     assert said == "corematrix: interrupted\n"
+
+
+def test_sigterm_is_no_fault_of_the_line_it_comes_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run on a cluster once went on to its end: the signal came within an `except Exception`."""
+
+    def run(*_arguments: object) -> int:
+        with suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr("harness.commands.report.run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["report", "x"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "corematrix: interrupted\n"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 2}', '{"schema": 1}', "[" * 100000])

@@ -168,7 +168,8 @@ def test_an_interrupted_run_leaves_no_guest_on_any_worker(
     cluster: Cluster, submitter: Submitter, cache: Path, number: int
 ) -> None:
     cluster.worker("one", cache=cache)
-    run = submitter.start("interrupted", "--executor", "dask", "--scheduler", cluster.address)
+    # A guest for every cell: five more of them take longer than a loaded machine needs to let us speak.
+    run = submitter.start("interrupted", "--executor", "dask", "--scheduler", cluster.address, "--isolate")
     await_line(run, "[1/6]")
     run.send_signal(number)
     run.communicate(timeout=60)
