@@ -5,7 +5,8 @@ that the row names as `root`. vng has no deadline of its
 own; ours cover it, and its whole process group dies with the session. Frames travel on a virtio-serial port of ours, a
 Unix socket that QEMU connects to, so vng's own console and script streams stay evidence.
 
-The kernel must have 9p, as Debian's generic ones do and its cloud ones do not.
+The files go over 9p where the kernel has it, as Debian's generic ones do; else over virtiofs, as its cloud ones can,
+for which a daemon is needed here (virtiofsd in Rust: QEMU's older one of that name shares nothing read-only).
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from harness import kernels, payload, proc
 from harness.backends.served import ServedSession
 from harness.errors import GuestLostError, InfrastructureError
 from harness.guest.init import DEFAULT_PORT
+from harness.kernels.modules import ModuleFiles
 from harness.model.kernel import Kernel
 from harness.session import SessionOptions
 from harness.transport.stream import StreamChannel
 from harness.vm import accelerator, qemu
 
-# What the guest needs before it has a root: 9p over virtio. overlay: vng lays one over /etc.
-_MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_console", "overlay", "unix")
+# What the guest needs before it has a root, besides what that is shared by. overlay: vng lays one over /etc.
+_MODULES = ("virtio_pci", "virtio_console", "overlay", "unix")
+_NINE_P, _VIRTIOFS = ("9p", "9pnet_virtio"), ("virtiofs",)
+# Where vng looks for the daemon after PATH.
+_DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _CPUS = 2  # as boot.CPUS: the verifier bounds bpf_get_smp_processor_id() by it
 # A boot under emulation takes 25 to 45 seconds on an idle machine.
 _HELLO_SECONDS = 300.0
@@ -50,10 +55,13 @@ class VirtmeGuest:
         try:
             root = self._files.enter_context(options.store.scratch())
             self._errors = self._files.enter_context(_temporary())
-            vmlinuz = _lay_out(kernel, options, root)
+            vmlinuz, shared_by = _lay_out(kernel, options, root)
             command = _serve_command(kernel, dict(options.sources), _shared(root))
             listener = self._files.enter_context(_listener())
-            words = _vng(vmlinuz, kernel, listener.getsockname(), kvm=kvm, shared=_shared(root), command=command)
+            words = _vng(
+                vmlinuz, kernel, listener.getsockname(), kvm=kvm, nine_p=shared_by is _NINE_P, shared=_shared(root),
+                command=command,
+            )  # fmt: skip
             quiet, said = self._files.enter_context(_open_pipe()), self._errors.fileno()
             self._process = proc.spawn(words, stdin=quiet, stdout=said, stderr=said, env=_path(), remedy=_REMEDY)
             self._files.callback(self._process.kill, grace=0.5)
@@ -134,14 +142,15 @@ def _shared(root: Path) -> Path:
 
 
 def _vng(
-    vmlinuz: Path, kernel: Kernel, address: str, *, kvm: bool, shared: Path, command: list[str]
+    vmlinuz: Path, kernel: Kernel, address: str, *, kvm: bool, nine_p: bool, shared: Path, command: list[str]
 ) -> list[str]:  # fmt: skip
     vng = shutil.which("vng", path=_path()["PATH"]) or "vng"
     devices = (
         f"-chardev socket,id=corematrix,path={address} -device virtio-serial-pci,id=corematrix"
         f" -device virtserialport,bus=corematrix.0,name={DEFAULT_PORT},chardev=corematrix"
     )
-    options = ["--disable-microvm", "--force-9p", "--cpus", str(_CPUS), "--memory", f"{kernel.spec.memory_mb + 256}M"]
+    options = ["--force-9p"] if nine_p else []
+    options += ["--disable-microvm", "--cpus", str(_CPUS), "--memory", f"{kernel.spec.memory_mb + 256}M"]
     options += [] if kvm else ["--disable-kvm"]
     options += [f"--append={word}" for word in kernel.spec.kernel_args]
     if kernel.spec.root is not None:
@@ -154,10 +163,34 @@ def _path() -> dict[str, str]:
     return {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
 
 
-def _lay_out(kernel: Kernel, options: SessionOptions, root: Path) -> Path:
-    """boot/ and lib/modules/RELEASE/ below `root`, as vng looks for them; the vmlinuz."""
+def _sharing(kernel: Kernel, options: SessionOptions) -> tuple[tuple[str, ...], ModuleFiles]:
+    """By what this kernel takes files from here, and its modules for it. InfrastructureError when by nothing."""
+    for shared_by in (_NINE_P, _VIRTIOFS):
+        found = kernels.kernel_modules(kernel, (*shared_by, *_MODULES), options.store, options.on_event)
+        if not set(shared_by) & set(found.missing):
+            if shared_by is _VIRTIOFS and not _has_daemon():
+                message = f"{kernel.spec.id}: a kernel without 9p takes files by virtiofs, and no virtiofsd is here"
+                remedy = "apt install virtiofsd (Debian 13 and newer), or take a kernel with 9p (a generic one)"
+                raise InfrastructureError(message, remedy=remedy)
+            return shared_by, found
+    message = f"{kernel.spec.id}: this kernel has neither 9p nor virtiofs, by which virtme-ng shares files"
+    raise InfrastructureError(message, remedy="leave `backend` out")
+
+
+def _has_daemon() -> bool:
+    """Whether vng finds the virtiofsd it can use: `virtiofsd 1.13.2`; QEMU's own says `virtiofsd version 7.2.22`."""
+    for path in (shutil.which("virtiofsd", path=_path()["PATH"]), *_DAEMONS):
+        if path is not None and os.access(path, os.X_OK) and Path(path).is_file():
+            said = proc.run([path, "--version"], check=False).text.split()
+            if said[:1] == ["virtiofsd"] and said[1:2] != ["version"]:
+                return True
+    return False
+
+
+def _lay_out(kernel: Kernel, options: SessionOptions, root: Path) -> tuple[Path, tuple[str, ...]]:
+    """boot/ and lib/modules/RELEASE/ below `root`, as vng looks for them; the vmlinuz, and by what files are shared."""
     assert kernel.vmlinuz is not None
-    found = kernels.kernel_modules(kernel, _MODULES, options.store, options.on_event)
+    shared_by, found = _sharing(kernel, options)
     modules = root / "lib" / "modules" / kernel.release
     (modules / "kernel").mkdir(parents=True)
     for path in found.paths:
@@ -168,7 +201,7 @@ def _lay_out(kernel: Kernel, options: SessionOptions, root: Path) -> Path:
     vmlinuz = root / "boot" / f"vmlinuz-{kernel.release}"
     vmlinuz.parent.mkdir()
     shutil.copyfile(kernel.vmlinuz, vmlinuz)
-    return vmlinuz
+    return vmlinuz, shared_by
 
 
 def _serve_command(kernel: Kernel, sources: dict[str, bytes], shared: Path) -> list[str]:
