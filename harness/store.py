@@ -143,15 +143,30 @@ class Store:
             made = directory / "tree"
             for name, digest in files.items():
                 self._link(self._blob_path(digest), made / name)
-            with _writing(target):
-                made.mkdir(exist_ok=True)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    made.rename(target)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
+            _publish(made, target)
         return target
+
+    def put_derived(self, kind: str, key: str, files: Mapping[str, Path]) -> Path:
+        """The same of files in this store's scratch, which are moved: for what was made from something that is named
+        by its content, and is asked for by that name only. Such a file is no blob, and nobody has hashed it.
+        """
+        target = self.root / "trees" / kind / key
+        with self.scratch() as directory:
+            made = directory / "tree"
+            for name, path in files.items():
+                with _writing(made / name):
+                    made.mkdir(exist_ok=True)
+                    path.chmod(0o444)
+                    _flush(path)
+                    path.replace(made / name)
+            _publish(made, target)
+        return target
+
+    def drop_tree(self, kind: str, key: str) -> None:
+        """Forget the directory stored under this name, if there is one. Who has a file of it open keeps that."""
+        target = self.root / "trees" / kind / key
+        with self.scratch() as directory, _writing(target), contextlib.suppress(FileNotFoundError):
+            target.rename(directory / "tree")
 
     def _link(self, blob: Path, name: Path) -> None:
         with _writing(name):
@@ -363,6 +378,18 @@ def _flock(descriptor: int, operation: int, timeout: float | None, message: str)
             if error.errno in _NO_LOCKS:
                 return
             raise
+
+
+def _publish(made: Path, target: Path) -> None:
+    """A directory gets its name, unless another has it already."""
+    with _writing(target):
+        made.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _used(path: Path) -> bool:

@@ -1,12 +1,12 @@
 """Raw BTF out of what holds it: a BTFHub .tar.xz, a raw BTF file, an ELF with .BTF. Nothing in it is trusted.
 
-A member is unpacked as a stream, and only so far as it stays below a limit: a few kilobytes of .xz can ask for
-gigabytes.
+An archive is unpacked only so far as it stays below a limit: a few kilobytes of .xz can ask for gigabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import lzma
 import mmap
 import tarfile
@@ -64,47 +64,29 @@ def _too_much(path: Path, limit: int) -> UsageError:
     return UsageError(message, remedy="no kernel has that much: is it what it says?")
 
 
-class _Unpacked:
-    """An .xz file as a stream that ends with an error once it has given more than `limit` bytes."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._file = path.open("rb")
-        self._decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY)
-        self._left = limit + _CHUNK  # the archive's own headers and padding are no BTF
-        self._path = path
-        self._limit = limit
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, fewer only at the end (tarfile asks for blocks)."""
-        wanted = min(size, _CHUNK) if size >= 0 else _CHUNK
-        parts: list[bytes] = []
-        missing = size if size >= 0 else self._left
-        while missing > 0 and not self._decompressor.eof:
-            data = self._file.read(1 << 16) if self._decompressor.needs_input else b""
-            if not data and self._decompressor.needs_input:
+def _unpacked(path: Path, limit: int) -> bytes:
+    """What an .xz file holds, all of it (so its checksum is checked), up to `limit` bytes."""
+    decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY)
+    left = limit + _CHUNK  # the archive's own headers and padding are no BTF
+    parts: list[bytes] = []
+    with path.open("rb") as file:
+        while not decompressor.eof:
+            data = file.read(8 * _CHUNK) if decompressor.needs_input else b""
+            if not data and decompressor.needs_input:
                 message = "the compressed file ends before its end-of-stream marker was reached"
                 raise EOFError(message)
-            part = self._decompressor.decompress(data, min(wanted, missing) or 1)
-            missing -= len(part)
-            self._left -= len(part)
-            if self._left < 0:
-                raise _too_much(self._path, self._limit)
-            parts.append(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._file.close()
+            parts.append(decompressor.decompress(data, left + 1))
+            left -= len(parts[-1])
+            if left < 0:
+                raise _too_much(path, limit)
+    return b"".join(parts)
 
 
 def _from_archive(path: Path, limit: int) -> bytes:
-    stream = _Unpacked(path, limit)
-    try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive:  # type: ignore[call-overload]
-            for member in archive:
-                if member.isreg():
-                    return _member(archive, member, path, limit)
-    finally:
-        stream.close()
+    with tarfile.open(fileobj=io.BytesIO(_unpacked(path, limit)), mode="r:") as archive:
+        for member in archive:
+            if member.isreg():
+                return _member(archive, member, path, limit)
     message = f"{path}: no file in this archive"
     raise UsageError(message, remedy="one raw BTF file is expected, as in BTFHub's archive")
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from harness.errors import InfrastructureError, UsageError
@@ -109,7 +110,7 @@ def _cpus() -> int:
 
 
 def _batches(worker: _Worker, processes: int) -> Iterator[list[Answered]]:
-    chunks = [range(at, min(at + _CHUNK, len(worker.targets))) for at in range(0, len(worker.targets), _CHUNK)]
+    chunks = _chunks(len(worker.targets), processes)
     if processes == 1:
         yield from map(worker.work, chunks)
         return
@@ -124,6 +125,14 @@ def _batches(worker: _Worker, processes: int) -> Iterator[list[Answered]]:
         raise InfrastructureError(message, remedy="try again with --jobs 1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunks(count: int, processes: int) -> list[range]:
+    """Shares of the targets, and the last of them one by one: nobody is to wait long for the slowest process."""
+    cut = max(0, count - processes * _CHUNK)
+    return [range(at, min(at + _CHUNK, cut)) for at in range(0, cut, _CHUNK)] + [
+        range(at, at + 1) for at in range(cut, count)
+    ]
 
 
 def _subject(job: Job, byteorder: str | None) -> Subject:
@@ -152,6 +161,9 @@ class _Worker:
         self._subjects: dict[int, Subject] = {}
         self._told: set[tuple[int, int]] = set()
 
+    def close(self) -> None:
+        self._store.close()
+
     def work(self, chunk: Sequence[int]) -> list[Answered]:
         return [self._answered(index) for index in chunk]
 
@@ -159,8 +171,8 @@ class _Worker:
         target = self.targets[index]
         jobs = [number for number, job in enumerate(self.jobs) if suits(job, target)]
         try:
-            path, indexed = self._index(target)
-            with IndexedBtf(path, target.id, all_kinds=any(self._of(number).needs_all_kinds for number in jobs)) as btf:
+            opened, indexed = self._opened(target, all_kinds=any(self._of(number).needs_all_kinds for number in jobs))
+            with opened as btf:
                 model = model_from(btf)
                 found = {number: self._one(number, btf, target, model) for number in jobs}
                 return Answered(
@@ -198,37 +210,53 @@ class _Worker:
                     found.setdefault(number, {})[index] = described
         return found
 
-    def _index(self, target: Target) -> tuple[Path, bool]:
-        """The index file in the cache, made when it is not there."""
-        key = f"{target.digest or self._digest(target.path)}-{FORMAT}"
-        tree = self._store.tree(_KIND, key)
-        made = tree is None
-        if tree is None:
-            data = read_btf(target.path)
-            with self._store.scratch() as directory:
-                write_index(data, directory / "index", target.id)
-                del data
-                tree = self._store.put_tree(_KIND, key, {"index": self._store.put_file(directory / "index")})
-        return tree / "index", made
+    def _opened(self, target: Target, *, all_kinds: bool) -> tuple[IndexedBtf, bool]:
+        """The BTF by its index in the cache, and whether that had to be made: it was not there, or is damaged."""
+        key, seen = (target.digest, None) if target.digest is not None else self._digest(target.path)
+        name = f"{key}-{FORMAT}"
+        tree = self._store.tree(_KIND, name)
+        if tree is not None:
+            try:
+                return IndexedBtf(tree / "index", target.id, all_kinds=all_kinds), False
+            except (UsageError, OSError):
+                self._store.drop_tree(_KIND, name)
+        data = read_btf(target.path)
+        if seen is not None and _seen(target.path) != seen:
+            message = f"{target.path}: it is being written"
+            raise UsageError(message, remedy="sweep again when it is complete")
+        with self._store.scratch() as directory:
+            write_index(data, directory / "index", target.id)
+            del data
+            made = IndexedBtf(directory / "index", target.id, all_kinds=all_kinds)  # mapped: wherever it moves
+            self._store.put_derived(_KIND, name, {"index": directory / "index"})
+        return made, True
 
-
-    def _digest(self, path: Path) -> str:
-        """SHA-256 of a file; remembered for as long as the file is the same by size, times and inode. A file written
-        just now is not believed: another write may leave all of them as they are.
+    def _digest(self, path: Path) -> tuple[str, _Seen]:
+        """SHA-256 of a file, and what it looked like before it was read; remembered for as long as it looks so. A file
+        written just now is not believed: another write may leave all of that as it is.
         """
-        try:
-            found = path.stat()
-        except OSError:
-            return digest_of(path)  # it says why
+        seen = _seen(path)
         name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
-        seen = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
         entry = self._store.entry(_DIGESTS, name)
         if entry is not None and entry.get("seen") == seen:
-            return str(entry["sha256"])
+            return str(entry["sha256"]), seen
         digest = digest_of(path)
-        if time.time() - found.st_mtime > _SETTLED_SECONDS:
+        if time.time_ns() - seen[1] > _SETTLED_SECONDS * 1e9 and _seen(path) == seen:
             self._store.put_entry(_DIGESTS, name, {"seen": seen, "sha256": digest})
-        return digest
+        return digest, seen
+
+
+_Seen = list[int]
+
+
+def _seen(path: Path) -> _Seen:
+    """By what a file is known again: size, times, inode. UsageError when it is not there."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror}"
+        raise UsageError(message) from error
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 @cache
@@ -242,6 +270,7 @@ _mine: list[_Worker] = []
 def _begin(worker: _Worker) -> None:
     """In a new process: an interrupt is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Finalize(worker, worker.close, exitpriority=0)  # its scratch
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     gc.freeze()  # what came with the fork is never garbage, and looking at it would copy it

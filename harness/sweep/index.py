@@ -5,7 +5,8 @@ front of the BTF's own types and strings, and is mapped, never read: answering a
 
     header   magic, sizes
     places   u32 for each type: where it starts in `types`, in words
-    hashes   u32, rising: CRC-32 of the essential name of each named type of a kind that relocations have as root
+    hashes   u32, rising: of the essential name (CRC-32, 30 bits) of each named type of a kind that relocations
+             have as root
     ids      u32 for each hash
     types    the type section in this machine's byte order
     strings  the string section
@@ -18,9 +19,10 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from operator import add
+from itertools import repeat
+from operator import and_
 from pathlib import Path
-from struct import Struct
+from struct import Struct, calcsize
 from typing import BinaryIO
 from zlib import crc32
 
@@ -29,7 +31,10 @@ from harness.guest import btf as B
 from harness.guest.names import essential_name
 
 _HEADER = Struct("=8sIIIIIII")
-_MAGIC = b"CMTXidx2"
+_MAGIC = b"CMTXidx3"
+_HASH_BITS = 0x3FFFFFFF
+_NAMES_AT_ONCE = 256
+_MOST_NAME_BYTES = 64 << 20  # a kernel has two
 # The kinds whose names are hashed. Functions and variables are half of a vmlinux and no relocation's root: the few
 # that are asked for (kfuncs, attach targets) are searched for.
 ROOT_KINDS = frozenset(
@@ -38,7 +43,7 @@ ROOT_KINDS = frozenset(
         B.BTF_KIND_TYPEDEF, B.BTF_KIND_FLOAT,
     )
 )  # fmt: skip
-FORMAT = f"2-{sys.byteorder}"  # part of the key in the cache
+FORMAT = f"3-{sys.byteorder}"  # part of the key in the cache
 
 
 class _Source(B.Btf):
@@ -47,29 +52,42 @@ class _Source(B.Btf):
     """
 
     def _walk(self, layout: tuple[tuple[int, int], ...]) -> array[int]:
-        """Where each type starts; on the way the names of root kinds and their positions are noted."""
+        """Where each type starts; on the way the names of root kinds and their ids are noted. This loop is the cost of
+        the index: keep it at one look-up a type, in locals.
+        """
         words, strides = self._words, _Strides(layout)
-        places, names, ids = array("I"), array("I"), array("I")
-        place_of, name_of, id_of = places.append, names.append, ids.append
-        place, end, number = 0, len(words), 0
+        infos = memoryview(words)[1:]
+        places, names, ids = array("I"), list[int](), list[int]()
+        place_of = places.append
+        place, end = 0, len(words)
         try:
             while place < end:
                 place_of(place)
-                number += 1
-                stride = strides[words[place + 1]]
-                if stride < 0:
-                    name_of(words[place])
-                    id_of(number)
-                    place -= stride
-                else:
+                stride = strides[infos[place]]
+                if stride > 0:
                     place += stride
+                    continue
+                if words[place]:
+                    names.append(words[place])
+                    ids.append(len(places))
+                place -= stride
         except IndexError:
-            raise self._bad(f"type [{number}] is cut off or of an unknown kind") from None
+            raise self._bad(f"type [{len(places)}] is cut off or of an unknown kind") from None
         if place != end:
-            raise self._bad(f"type [{number}] runs over the end of the type section")
+            raise self._bad(f"type [{len(places)}] runs over the end of the type section")
         self._root_names, self._root_ids = names, ids
-        self._has_functions = strides.has_functions
+        self._has_functions = any(info >> 24 & 0x7F == B.BTF_KIND_FUNC for info in strides)
         return places
+
+    def _determine_pointer_size(self) -> int:
+        """Of the named roots only: where types are sorted by name (7.2) `long` is far from the first."""
+        words, places = self._words, self._places
+        for id_ in self._root_ids:
+            place = places[id_ - 1]
+            is_int = words[place + 1] >> 24 & 0x7F == B.BTF_KIND_INT
+            if is_int and words[place + 2] in (4, 8) and self.string(words[place]) in B._LONG_ALIASES:
+                return words[place + 2]
+        return calcsize("P")
 
     def write_index(self, out: BinaryIO) -> None:
         """Write the index file."""
@@ -85,60 +103,67 @@ class _Source(B.Btf):
         out.write(strings)
 
     def _table(self) -> tuple[array[int], array[int]]:
-        """Hashes, rising, and their ids. A hash and an id are one number while they are sorted."""
-        keys = self._hashes()
-        pairs = array("Q", map(add, map(keys.__getitem__, self._root_names), self._root_ids)).tolist()
-        pairs.sort()
-        halves = memoryview(array("Q", pairs)).cast("B").cast("I")
-        high = int(sys.byteorder == "little")
-        first = bisect_left(pairs, 1 << 32)  # those without a name have no hash
-        return array("I", halves[high::2].tolist()[first:]), array("I", halves[1 - high :: 2].tolist()[first:])
+        """Hashes, rising, and their ids."""
+        hashes, ids = self._hashes(), self._root_ids
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
+        return array("I", map(hashes.__getitem__, order)), array("I", map(ids.__getitem__, order))
 
-    def _hashes(self) -> dict[int, int]:
-        """String offset -> hash of the name there, 32 bits up; 0 for the empty name."""
-        strings, end_of = self._strings, self._strings.index
-        try:
-            keys = {name: crc32(strings[name : end_of(b"\0", name)]) << 32 for name in set(self._root_names)}
-        except ValueError:
-            worst = max(self._root_names)
-            raise self._bad(f"string offset {worst} outside the string section") from None
-        for name, key in keys.items():
-            if not key:  # the one in four thousand million
-                keys[name] = 1 << 32
-        for name in self._flavored_offsets(keys):
-            keys[name] = hash_of(strings[name : end_of(b"\0", name)]) << 32
-        keys[0] = 0
-        return keys
+    def _hashes(self) -> list[int]:
+        """Of the name of each root."""
+        names = list(map(self._strings.__getitem__, map(slice, self._root_names, self._ends())))
+        hashes = list(map(and_, map(crc32, names), repeat(_HASH_BITS)))
+        for number in _flavored(names):
+            hashes[number] = hash_of(names[number])
+        return hashes
 
-    def _flavored_offsets(self, keys: dict[int, int]) -> Iterator[int]:
-        """Offsets of names that hold a `___`, each string of the section looked at once."""
-        strings = self._strings
-        at = strings.find(b"___")
-        while at >= 0:
-            start, end = strings.rfind(b"\0", 0, at) + 1, strings.index(b"\0", at)
-            yield from (name for name in range(start, end - 2) if name in keys)
-            at = strings.find(b"___", end)
+    def _ends(self) -> list[int]:
+        """Where the name of each root ends. MalformedBtf when one begins outside of the strings, and when the names
+        lie inside of each other and are so long that reading all would take hours.
+        """
+        names, ends, length = self._root_names, list[int](), 0
+        for first in range(0, len(names), _NAMES_AT_ONCE):
+            part = names[first : first + _NAMES_AT_ONCE]
+            try:
+                found = list(map(self._strings.index, repeat(b"\0"), part))
+            except ValueError:
+                raise self._bad(f"string offset {max(part)} outside the string section") from None
+            length += sum(found) - sum(part)
+            if length > _MOST_NAME_BYTES:
+                raise self._bad("names lie inside of each other, and are too long")
+            ends += found
+        return ends
 
 
-class _Strides(B._Strides):
-    """How long a type is, by its info word; negative for a kind whose name is hashed."""
+class _Strides(dict[int, int]):
+    """How many words a type has, by its info word; negative for a kind whose name is hashed."""
 
-    has_functions = False
+    def __init__(self, layout: tuple[tuple[int, int], ...]) -> None:
+        self._layout = layout
 
     def __missing__(self, info: int) -> int:
-        stride: int = super().__missing__(info)
         kind = info >> 24 & 0x7F
-        self.has_functions |= kind == B.BTF_KIND_FUNC
-        if kind in ROOT_KINDS:
-            stride = self[info] = -stride
-        return stride
+        fixed, each = self._layout[kind]  # IndexError: an unknown kind
+        stride = 3 + fixed + each * (info & 0xFFFFFF)
+        found = self[info] = -stride if kind in ROOT_KINDS else stride
+        return found
+
+
+def _flavored(names: list[bytes]) -> Iterator[int]:
+    """Which of the names hold a `___`: a few of thousands, so all are searched at once."""
+    text, last = b"\0".join(names), -1
+    at = text.find(b"___")
+    while at >= 0:
+        number = text.count(b"\0", 0, at)
+        if number != last:
+            yield number
+        at, last = text.find(b"___", at + 1), number
 
 
 def hash_of(name: bytes) -> int:
-    """The hash of a type's name without its flavor; never 0."""
+    """The hash of a type's name without its flavor, 30 bits: Python sorts such numbers quickest."""
     if b"___" in name:
         name = essential_name(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-    return crc32(name) or 1
+    return crc32(name) & _HASH_BITS
 
 
 def write_index(data: bytes, path: Path, name: str) -> int:
@@ -158,11 +183,12 @@ class IndexedBtf(B.Btf):
 
     def __init__(self, path: Path, name: str, *, all_kinds: bool = False) -> None:
         with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+            fields = _HEADER.unpack(header) if len(header) == _HEADER.size else (b"",)
+            if fields[0] != _MAGIC:
+                message = f"{path}: not an index of BTF"
+                raise UsageError(message, remedy="remove it from the cache; it is made anew")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        fields = _HEADER.unpack_from(self._map) if len(self._map) >= _HEADER.size else (b"",)
-        if fields[0] != _MAGIC:
-            message = f"{path}: not an index of BTF"
-            raise UsageError(message, remedy="remove it from the cache; it is made anew")
         _, types, hashed, words, strings, pointer_size, little, functions = fields
         self.has_functions = bool(functions)
         self.name = name

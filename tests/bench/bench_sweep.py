@@ -126,7 +126,7 @@ def main() -> int:
         cpu, wall, peak = _measured(command, cache)
         results.append(_report(name, cpu * scale / CORES, target, "s", f"(wall {wall:.1f} s for {options.count})"))
         results.append(_report("  memory of all processes", peak, MEMORY_MB, "MB"))
-    size = sum(file.stat().st_size for file in (cache / "blobs").rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in (cache / "trees").rglob("*") if file.is_file())
     sys.stdout.write(f"cache: {size / options.count / 2**20:.1f} MB for each BTF\n")
     return 0 if all(results) else 1
 

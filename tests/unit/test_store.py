@@ -77,6 +77,28 @@ def test_an_empty_tree(store: Store) -> None:
     assert list(store.put_tree("modules", "none", {}).iterdir()) == []
 
 
+def test_a_derived_file_is_moved_and_is_no_blob(store):
+    with store.scratch() as directory:
+        (directory / "made").write_bytes(b"index")
+        tree = store.put_derived("index", "k", {"index": directory / "made"})
+        assert list(directory.iterdir()) == []
+        (directory / "made").write_bytes(b"another")
+        assert store.put_derived("index", "k", {"index": directory / "made"}) == tree
+    assert (tree / "index").read_bytes() == b"index"
+    assert (tree / "index").stat().st_mode & 0o777 == 0o444
+    assert not (store.root / "blobs").exists()
+    assert store.prune(cap_bytes=0).removed == ("trees/index/k",)
+
+
+def test_a_dropped_tree_is_gone_and_stays_with_who_has_it_open(store):
+    tree = store.put_tree("kernel", "k", {"x": store.put_bytes(b"x")})
+    with (tree / "x").open("rb") as file:
+        store.drop_tree("kernel", "k")
+        assert file.read() == b"x"
+    assert store.tree("kernel", "k") is None
+    store.drop_tree("kernel", "k")
+
+
 def test_a_tree_on_a_file_system_without_hard_links(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object) -> None:
         raise OSError(errno.EPERM, "no links here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from harness.guest.core_relo import Targets, relocate
 from harness.guest.elf import Elf
 from harness.guest.errors import MalformedBtf
 from harness.model.release import natural
-from harness.sweep import archive
+from harness.sweep import archive, engine
 from harness.sweep.answers import Fate
 from harness.sweep.classes import classes
 from harness.sweep.index import IndexedBtf, write_index
@@ -158,6 +159,39 @@ def test_damaged_btf_is_refused_and_no_index_is_taken_for_one(tmp_path):
     (tmp_path / "index").write_bytes((tmp_path / "index").read_bytes()[:-1])
     with pytest.raises(UsageError, match="cut off"):
         IndexedBtf(tmp_path / "index", "x")
+
+
+def test_long_names_inside_of_each_other_are_refused_and_not_read_for_hours(tmp_path):
+    builder = BtfBuilder()
+    builder.int("x" * (1 << 20), 4)
+    for _ in range(20_000):
+        builder.struct("", 4)
+    data = bytearray(builder.build())
+    for number in range(20_000):  # each name begins one further inside of the first
+        place = 24 + 16 + 12 * number
+        data[place : place + 4] = (1 + number).to_bytes(4, "little")
+    with pytest.raises(MalformedBtf, match="inside of each other"):
+        write_index(bytes(data), tmp_path / "index", "x")
+
+
+def test_a_name_outside_of_the_strings_is_refused(tmp_path):
+    builder = BtfBuilder()
+    builder.int("int", 4)
+    data = bytearray(builder.build())
+    data[24:28] = (1 << 20).to_bytes(4, "little")
+    with pytest.raises(MalformedBtf, match="outside the string section"):
+        write_index(bytes(data), tmp_path / "index", "x")
+
+
+@pytest.mark.parametrize(("name", "size"), [("long int", 8), ("long", 4), ("something", 8)])
+def test_the_size_of_pointers_is_that_of_long_wherever_it_stands(tmp_path, name, size):
+    builder = BtfBuilder()
+    builder.int("int", 4)
+    builder.struct("long", 4)
+    builder.int(name, size)
+    data = builder.build()
+    with opened(tmp_path, data) as indexed:
+        assert indexed.pointer_size == Btf(data).pointer_size == size
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs /work/shared/btf")
@@ -391,6 +425,53 @@ def test_a_damaged_btf_is_a_line_of_its_own_and_the_others_are_judged(sweep, tre
     assert status == 1
     assert sum(line.startswith("not judged: beta/9/x86_64/4.") for line in out.splitlines()) == 2
     assert "against 7 BTFs" in out
+
+
+@pytest.mark.parametrize("damage", [b"", b"something else" * 9, None])
+def test_a_damaged_index_is_made_anew(sweep, tree, obj, tmp_path, damage):
+    first = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", 1)[1])
+    (index, _) = (tmp_path / "cache" / "trees" / "btf-index").glob("*/index")
+    index.unlink()
+    if damage is not None:
+        index.write_bytes(damage)
+    again = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", 1)[1])
+    assert again["indexed"] == 1
+    assert again["objects"] == first["objects"]
+
+
+def test_an_archive_that_changed_is_indexed_anew(sweep, tmp_path, obj, btfs):
+    path = packed(tmp_path / "tree" / "alpha" / "1" / "x86_64" / "5.4.0.btf.tar.xz", btfs["old"])
+    before = path.stat()
+    found = []
+    for which in ("old", "new", "new"):
+        packed(path, btfs[which])
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns - 3600 * 10**9))  # as `cp -p` or git would
+        result = json.loads(sweep(obj, "--btf", tmp_path / "tree", "--format", "json")[1])
+        unguarded = result["objects"][0]["progs"][1]
+        found.append((result["indexed"], unguarded["name"], unguarded["classes"][0]["outcome"]))
+    assert found == [(1, "unguarded", "loads"), (1, "unguarded", "refused"), (0, "unguarded", "refused")]
+
+
+def test_an_archive_that_changes_while_it_is_read_is_not_taken_for_what_it_was(sweep, tree, obj, btfs, monkeypatch):
+    path = tree / "beta" / "9" / "x86_64" / "4.18.0.btf.tar.xz"
+    read = engine.read_btf
+
+    def changing(asked):
+        data = read(asked)
+        if asked == path:
+            packed(path, btfs["new"])
+        return data
+
+    monkeypatch.setattr(engine, "read_btf", changing)
+    status, out, _ = sweep(obj, "--btf", path, "--jobs", 1)
+    assert status == 3
+    assert "it is being written" in out
+
+
+def test_processes_leave_nothing_in_the_cache_but_indexes(sweep, tree, obj, tmp_path):
+    sweep(obj, "--btf", tree, "--jobs", 3)
+    assert list((tmp_path / "cache" / "tmp").iterdir()) == []
+    assert not (tmp_path / "cache" / "blobs").exists()
 
 
 def test_json_is_written_beside_the_text(sweep, tree, obj, tmp_path):
