@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 
+from .attempt import Gone
 from .probe import PERF_EVENT_OPEN
 
 TYPE_CHECKING = False
@@ -70,6 +71,8 @@ def software_event(prog: int) -> Callable[[], None]:
 
 def _legacy_probe(prog: int, pmu: str, name: str, offset: int, returning: bool) -> Callable[[], None]:
     root, group = _root(), pmu + "s"
+    if not os.path.exists(root + "/%s_events" % pmu):
+        raise Gone("this kernel is built without %ss (CONFIG_%s_EVENTS)" % (pmu, pmu.upper()))
     event = "corematrix_%d_%x" % (os.getpid(), offset)
     place = "%s+%d" % (name, offset) if pmu == "kprobe" else "%s:0x%x" % (name, offset)
     _append(root + "/%s_events" % pmu, "%s:%s/%s %s" % ("r" if returning else "p", group, event, place))

@@ -16,7 +16,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from harness.backends import spare_modules
-from harness.guest import attach, attach_uprobe, attach_usdt
+from harness.guest import attach, attach_perf, attach_uprobe, attach_usdt
 from harness.guest.attempt import Attempt, Gone, NotAttempted
 from harness.guest.elf import Elf
 from harness.guest.errors import GuestError
@@ -186,3 +186,21 @@ def test_a_machine_of_somebodys_gets_no_modules(tmp_path: Path) -> None:
     )
     spare_modules.hand_over(session, data, None, print)  # type: ignore[arg-type]
     assert asked == []
+
+
+@pytest.mark.parametrize(("one", "option"), [
+    (attempt("kprobe/x", target="do_exit"), "CONFIG_KPROBE_EVENTS"),
+    (attempt("uprobe/x", target="libc.so.6:getpid"), "CONFIG_UPROBE_EVENTS"),
+])  # fmt: skip
+def test_a_kernel_built_without_probes_is_not_one_whose_symbol_is_gone(
+    one: Attempt, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such PMU, and a tracing file system without the file in which events are made."""
+    own_library()
+    monkeypatch.setattr(attach_perf, "_PMU", f"{tmp_path}/%s/type")
+    monkeypatch.setattr(attach_perf, "_ROOTS", (str(tmp_path),))
+    monkeypatch.setattr(attach, "is_symbol", lambda _name: True)
+    (tmp_path / "events").mkdir()
+    found = attach.try_attach(one)
+    assert found["status"] == "refused"
+    assert option in found["error"] and "gone" not in found["error"]
