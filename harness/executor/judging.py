@@ -206,7 +206,8 @@ class Judging:
         if kernel.btf is None:
             return result
         try:
-            data, model = bytes_of(cell.object), self._model(kernel.btf, kernel.btf_sha256)
+            features = (facts.get("guest") or {}).get("features") or {}
+            data, model = bytes_of(cell.object), self._model(kernel.btf, kernel.btf_sha256).asked(features)
             result = replace(result, prediction=compare(result, facts, data, model))
             return with_protection(result, facts, data, model)
         except Exception as error:

@@ -40,6 +40,7 @@ _WORK_LIMIT = (
     20_000_000  # comparisons for one object, seconds; libbpf has no bound, and 2**32 of them fit into a small file
 )
 
+_ITS_MEMBER = "its member"
 _NAMED_ONLY = (BTF_KIND_UNKN, BTF_KIND_STRUCT, BTF_KIND_UNION, BTF_KIND_ENUM, BTF_KIND_ENUM64, BTF_KIND_FWD)
 
 
@@ -120,7 +121,7 @@ class Matcher:
                 self.why = None
                 found = self._match_member(accessor, t, spec)
                 if found is None:
-                    return self._no(self.why or f"has no member '{accessor[2]}'{self._similar(accessor[2], t)}")
+                    return self._no(self.why or self._no_member(accessor[2], t, spec))
                 here = found
                 continue
             here = t.id
@@ -149,7 +150,9 @@ class Matcher:
         A member of that name and another type ends the search where it stands: there is no second chance further down.
         """
         if t.kind not in COMPOSITES:
-            self.why = f"is {_article(t)} where a struct or union with member '{local[2]}' is expected"
+            path = _path(spec)
+            here = f"has in '{path}' {_article(t)}" if path else f"is {_article(t)}"
+            self.why = f"{here} where a struct or union with member '{local[2]}' is expected"
             return None
         if t.vlen and len(spec.raw) == BPF_CORE_SPEC_MAX_LEN:
             raise self._too_many_steps()
@@ -169,22 +172,29 @@ class Matcher:
             spec.raw.pop()
         return None
 
-    def _similar(self, wanted: str, t: Type) -> str:
-        """For people: members whose name holds the wanted one or is held by it (`state` and `__state`)."""
-        names = [
-            name for name, _, _, _ in self.target.members(t) if len(name) > 1 and (wanted in name or name in wanted)
-        ]
-        near = [name for name in names if name != wanted][:3]
-        return " (it has " + ", ".join(f"'{name}'" for name in near) + ")" if near else ""
+    def _no_member(self, wanted: str, t: Type, spec: Spec) -> str:
+        """For people: `t`, where the path has led so far, has no such member; which it has that are called much like
+        it (`state` and `__state`). Where it is not the root it is named.
+        """
+        names = (name for name, _, _, _ in self.target.members(t) if len(name) > 1 and name != wanted)
+        near = [f"'{name}'" for name in names if wanted in name or name in wanted][:3]
+        has = "has " + ", ".join(near) if near else ""
+        path = _path(spec)
+        if not path:
+            return f"has no member '{wanted}'" + (f" (it {has})" if has else "")
+        owner = f"{KIND_NAMES[t.kind]} {t.name}" if t.name else f"an anonymous {KIND_NAMES[t.kind]}"
+        return f"has no member '{wanted}' in '{path}' ({owner}" + (f", which {has})" if has else ")")
 
     def _accept_member(
         self, local: tuple[int, int, str | None], t: Type, index: int, type_id: int, spec: Spec
     ) -> int | None:
         local_type = self.local.members(self.local.type(local[0]))[local[1]][1]
-        if not self.fields_are_compat(local_type, type_id):
-            return None
         spec.accessors.append((t.id, index, local[2]))
-        return type_id
+        if self.fields_are_compat(local_type, type_id):
+            return type_id
+        if self.why and self.why.startswith(_ITS_MEMBER):
+            self.why = f"{_ITS_MEMBER} '{_path(spec)}'{self.why[len(_ITS_MEMBER) :]}"
+        return None
 
     # -- fields (bpf_core_fields_are_compat)
 
@@ -195,7 +205,7 @@ class Matcher:
             if local.kind in COMPOSITES and target.kind in COMPOSITES:
                 return True
             if not kinds_are_compat(local.kind, target.kind):
-                return self._no(f"its member is {_article(target)}, the program expects {_article(local)}")
+                return self._no(f"{_ITS_MEMBER} is {_article(target)}, the program expects {_article(local)}")
             if local.kind != BTF_KIND_ARRAY:
                 return self._scalars_are_compat(local, target)
             local_id, target_id = self.local.array(local)[0], self.target.array(target)[0]
@@ -207,10 +217,10 @@ class Matcher:
         if local.kind in (BTF_KIND_FWD, BTF_KIND_ENUM, BTF_KIND_ENUM64):
             if not local.name or not target.name or essential_name(local.name) == essential_name(target.name):
                 return True
-            return self._no(f"its member is {target!r}, the program expects {local!r}")
+            return self._no(f"{_ITS_MEMBER} is {target!r}, the program expects {local!r}")
         if local.kind == BTF_KIND_INT:
             return self._no_int_offset(local, target)
-        return self._no(f"its member is {_article(target)}")
+        return self._no(f"{_ITS_MEMBER} is {_article(target)}")
 
     def _no_int_offset(self, local: Type, target: Type) -> bool:
         """Integers with an offset inside are a form of bitfield from before 2019; nothing else about an int counts
@@ -363,6 +373,11 @@ class Matcher:
             else:
                 return self._no(why or f"{target!r} has no member '{name}'")
         return True
+
+
+def _path(spec: Spec) -> str:
+    """The members and indexes a spec has come through so far: `ioac`, `pids[1].node`; empty at its root."""
+    return "".join(f".{name}" if name else f"[{index}]" for _, index, name in spec.accessors[1:]).lstrip(".")
 
 
 def _article(t: Type) -> str:

@@ -246,7 +246,9 @@ class Outcome:
     def read(self, log: bytes) -> None:
         """Take what a log at level 2 says."""
         if self.errno != _ENOSPC and log:
-            self.visited = verifier_log.visited(log)
+            visited = verifier_log.visited(log)
+            # A walk begins at the first instruction: a log without it shows none, and absence in it says nothing.
+            self.visited = visited if 0 in visited or not self.loaded else None
         if not self.loaded:
             self.stop = verifier_log.last_insn(log)
             self.reason = verifier_log.reason(log[-4096:].decode("utf-8", "replace"))
@@ -301,6 +303,20 @@ def removes_dead_code(bpf: Bpf) -> bool:
     finally:
         os.close(fd)
     return 0 in kept and 2 not in kept and 3 in kept
+
+
+def prunes_constants(bpf: Bpf) -> bool:
+    """Probe: does this verifier follow only one side of a comparison of two constants that are not equal?
+
+    Until about 4.16 it did so for equal ones only (check_cond_jmp_op(); 4.15 of Ubuntu has it by backport), and refuses
+    this program for the dead read of r5. What is dead in it is harmless for kernels that do not sanitise dead code.
+    """
+    dead = ((0xB7,), (0xB7, 1, 0, 0, 1), (0x15, 1, 0, 1, 0), (I.EXIT,), (0xBF, 0, 5), (I.EXIT,))
+    try:
+        os.close(bpf.prog_load(ProgLoad(1, b"".join(I.native(*insn) for insn in dead))))
+    except OSError:
+        return False
+    return True
 
 
 def without_lines(load: ProgLoad) -> ProgLoad:

@@ -77,6 +77,7 @@ class Machine:
         self.btf = self._target()
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
+        self.features["constant_branches"] = evidence.prunes_constants(bpf)
         self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_lines, self._virtual)
         self._rules: tuple[int, ...] | None = None
 

@@ -15,7 +15,7 @@ from .syscall import Bpf, ProgLoad
 
 _EPERM, _ENOENT, _EINTR, _E2BIG, _EAGAIN, _ENOMEM, _EACCES, _EFAULT, _EBUSY = 1, 2, 4, 7, 11, 12, 13, 14, 16
 _EINVAL, _ENOSPC, _ENOSYS, _EOPNOTSUPP, _ENOTSUPP = 22, 28, 38, 95, 524
-_OLD_LIMIT = 4096  # BPF_MAXINSNS; privileged programs may be longer since 5.2
+_OLD_LIMIT = 4096  # BPF_MAXINSNS, itself too many until 4.14; privileged programs may be longer since 5.2
 _SMALL = b"".join(native(*insn) for insn in ((0xB7,), (EXIT,)))
 _BEFORE = "refused before the verifier: "
 
@@ -31,6 +31,9 @@ def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> 
         return _BEFORE + "not permitted (CAP_BPF or CAP_PERFMON is missing, or a security policy forbids it)", None
     kind = PROG_TYPES[load.prog_type]
     if not _knows_type(bpf, load):
+        built = _built_as(bpf, load)
+        if built is not None:
+            return _BEFORE + _OTHER_VERSION % (kind, _dotted(load.kern_version), _dotted(built)), None
         return _BEFORE + f"program type {kind} is unknown to this kernel", "prog_type"
     if load.expected_attach_type and not _accepts(bpf, load, load.expected_attach_type):
         attach = ATTACH_TYPES[load.expected_attach_type]
@@ -43,7 +46,7 @@ def explain(bpf: Bpf, features: dict[str, bool], load: ProgLoad, errno: int) -> 
     if load.prog_flags & BPF_F_SLEEPABLE and errno == _EINVAL and _refuses_flags(bpf, load):
         return _BEFORE + f"program type {kind} cannot be sleepable in this kernel", "prog_flags"
     count = len(load.insns) // INSN_SIZE
-    if errno in (_E2BIG, _EINVAL) and count > _OLD_LIMIT:
+    if errno in (_E2BIG, _EINVAL) and count >= _OLD_LIMIT and not _takes(bpf, load, count):
         return _BEFORE + f"{count} instructions are more than this kernel takes ({_OLD_LIMIT})", "program_size"
     return _BEFORE + _OTHERS.get(errno, f"{os.strerror(errno)}, and the kernel does not say why"), None
 
@@ -103,6 +106,39 @@ def _knows_type(bpf: Bpf, load: ProgLoad) -> bool:
         )
         tries.append(one)
     return any(errno == 0 or log for errno, log in (_errno(bpf, one) for one in tries))
+
+
+def _built_as(bpf: Bpf, load: ProgLoad) -> int | None:
+    """The version a kprobe program must name here, where it is another sublevel than the one we were told: kernels
+    before 5.0 compare it with the LINUX_VERSION_CODE they were built with (6c4fc209fcf9 ended that), and a vendor's
+    `uname -r` may say another. None where no sublevel will do.
+    """
+    if PROG_TYPES[load.prog_type] != "kprobe":
+        return None
+    for sublevel in range(256):
+        one = _minimal(load)
+        one.kern_version = load.kern_version & ~0xFF | sublevel
+        if _errno(bpf, one)[0] == 0:
+            return one.kern_version
+    return None
+
+
+_OTHER_VERSION = (
+    "programs of type %s must name the version this kernel was built as, and what it says of itself is another (told "
+    "%s, it takes %s): give the object a `version` section, or tell libbpf's kern_version"
+)
+
+
+def _dotted(version: int) -> str:
+    return f"{version >> 16}.{version >> 8 & 0xFF}.{version & 0xFF}"
+
+
+def _takes(bpf: Bpf, load: ProgLoad, count: int) -> bool:
+    """Whether this kernel takes so many instructions of the plainest kind."""
+    long = _minimal(load)
+    long.insns = native(0xB7) * (count - 1) + native(EXIT)
+    errno, log = _errno(bpf, long)
+    return errno == 0 or bool(log)
 
 
 def _accepts(bpf: Bpf, load: ProgLoad, attach_type: int) -> bool:

@@ -49,7 +49,13 @@ class Buffer:
 
     def clear(self) -> None:
         """Make `text()` empty, so that an answer the kernel never wrote is not taken for one."""
-        self.map[0:1] = b"\0"
+        self.map[0:2] = b"\0\0"
+
+    def drop_stray(self) -> None:
+        """Forget a text of one byte, which no log is: kernels before 4.15 copy a log of no length with its first byte,
+        which they never wrote."""
+        if self.map[1:2] == b"\0":
+            self.map[0:1] = b"\0"
 
 
 def _address(data: bytes) -> int:
@@ -119,6 +125,8 @@ class Bpf:
             try:
                 return self.call(PROG_LOAD, attr)
             except OSError as error:
+                if log is not None:
+                    log.drop_stray()
                 attempts -= 1
                 if error.errno != _EAGAIN or not attempts:
                     raise

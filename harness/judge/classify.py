@@ -14,8 +14,8 @@ from typing import Any
 from harness.errors import CorematrixError, GuestLostError
 from harness.judge import expectations as promises
 from harness.judge import liveness, shape
-from harness.judge.explain import Case, errno_text, explain
-from harness.judge.stop import STATISTICS
+from harness.judge.explain import DEAD_POISON, Case, errno_text, explain
+from harness.judge.stop import STATISTICS, last_report
 from harness.model.expectation import Expectations
 from harness.model.result import (
     Alone,
@@ -27,7 +27,7 @@ from harness.model.result import (
     Source,
     VerifierStats,
 )
-from harness.model.verdict import CellStatus, Outcome, Stage, Verdict
+from harness.model.verdict import CellStatus, Liveness, Outcome, Stage, Verdict
 
 EXCERPT_LINES = 12
 FACTS_VERSION = 1
@@ -124,7 +124,7 @@ def _prog(facts: Mapping[str, Any], prog: Mapping[str, Any], console: str | None
         verifier=_verifier(prog),
     )
     if console is not None:
-        return replace(_crashed(base.name, console), section=base.section, prog_type=base.prog_type)
+        return _crashed_with(base, console, _relocations(facts, prog))
     if verdict is Verdict.SKIPPED:
         return base
     own_stage = prog.get("stage")
@@ -172,8 +172,23 @@ def _crashed(name: str, console: str) -> ProgResult:
         name=name,
         verdict=Verdict.CRASHED,
         error="the kernel died while loading this program alone",
-        explanation=tuple(line for line in console.splitlines()[-EXCERPT_LINES:] if line.strip()),
+        explanation=last_report(console, EXCERPT_LINES),
     )
+
+
+def _crashed_with(base: ProgResult, console: str, relocations: Sequence[Relocation]) -> ProgResult:
+    """A program that killed its kernel, with what is known of it from the facts on the others: where its relocations
+    lead, and nothing of what the verifier made of them.
+    """
+    crashed = _crashed(base.name, console)
+    why = "the kernel died before it answered"
+    relos = tuple(replace(relo, liveness=Liveness.UNKNOWN, liveness_reason=why) for relo in relocations)
+    poison = next((relo for relo in relos if relo.outcome is Outcome.POISONED), None)
+    advice = () if poison is None else (DEAD_POISON.format(field=poison.field),)
+    return replace(
+        crashed, section=base.section, prog_type=base.prog_type, core_relos=relos,
+        explanation=(*advice, *crashed.explanation),
+    )  # fmt: skip
 
 
 def _adaptation_note(adaptation: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from harness.judge import since
 from harness.judge.flow import Insn, decode
 from harness.model.result import Candidate, Relocation
 from harness.model.verdict import Liveness, Outcome
@@ -84,6 +85,16 @@ def _has_jmp32(case: Case) -> bool:
     return any(code & 7 == _CLASS_JMP32 for code, *_ in case.insns)
 
 
+def _map_type(case: Case) -> str:
+    """libbpf's name of a refused map's type, as the guest says it: `map 'events' (ringbuf): failed to create: ...`."""
+    match = re.match(r"map '[^']*' \((\w+)\)", case.error)
+    return match[1] if match else ""
+
+
+def _map_since(case: Case) -> str | None:
+    return since.MAP_TYPES.get(_map_type(case))
+
+
 def _has_subprog_call(case: Case) -> bool:
     return case.has_jump(_CLASS_JMP, _CALL, _PSEUDO_CALL)
 
@@ -109,6 +120,13 @@ PRE_VERIFIER = (
     Row(
         stage="pre_verifier",
         errno=_errnos("ENOENT", "ESRCH"),
+        seen=lambda c: "needs the kernel's own BTF" in c.error,
+        says="programs of type {prog_type} need BTF in the kernel itself (CONFIG_DEBUG_INFO_BTF, in /sys since 5.4; "
+        "fentry and tp_btf came with 5.5): a BTF from elsewhere serves relocation only. A kprobe does without",
+    ),
+    Row(
+        stage="pre_verifier",
+        errno=_errnos("ENOENT", "ESRCH"),
         seen=lambda c: c.attach_target is not None,
         says="{attach_target} is not in this kernel's BTF: renamed, inlined, or configured out",
     ),
@@ -128,11 +146,11 @@ PRE_VERIFIER = (
 _said = partial(Row, stage="verifier")
 VERIFIER = (
     _said(
-        log=r"invalid func unknown#200(1\d+)",
+        log=r"invalid func (?:unknown#)?200(1\d{6})\b",
         says="the instruction refers to a map that was not created (libbpf poisons such a reference)",
     ),
     _said(
-        log=r"invalid func unknown#200(2\d+)",
+        log=r"invalid func (?:unknown#)?200(2\d{6})\b",
         says="a weak kernel function that this kernel does not have is called without a check (bpf_ksym_exists)",
     ),
     _said(
@@ -158,11 +176,11 @@ VERIFIER = (
         log=r"BPF program is too large. Processed (\d+) insn",
         says="the verifier gave up after {0} instructions: its budget on this kernel (1,000,000 since 5.2 for root)",
     ),
-    _said(log=r"invalid func unknown#(\d+)", says="this kernel has no helper number {0}"),
-    _said(log=r"invalid func (\w+#\d+)", says="this kernel has no helper {0}"),
+    # Until 4.9 by number only: "invalid func 45"; "unknown func" is one the kernel has, for other program types.
+    _said(log=r"invalid func (?:\w+#)?(\d+)\b", says="this kernel has no {helper}"),
     _said(
-        log=r"(?:unknown func|program of this type cannot use helper) (\w+#\d+)",
-        says="the helper {0} exists, but not for programs of type {prog_type}",
+        log=r"(?:unknown func|program of this type cannot use helper) (?:\w+#)?(\d+)\b",
+        says="{helper} exists here, but not for programs of type {prog_type}",
     ),
     _said(
         log=r"invalid indirect read from stack",
@@ -179,6 +197,13 @@ VERIFIER = (
 # A map has no log at all. Since when each map type is: the releases whose BPF_MAP_CREATE first took it, the old ones
 # asked on booted kernels 4.1 to 4.19.
 MAPS = (
+    Row(
+        stage="maps",
+        errno=_errnos("EINVAL"),
+        seen=lambda c: _map_since(c) is not None,
+        says="EINVAL of a map: this kernel does not know its type ({map_type} came with {map_since}), or a flag of it, "
+        "or takes other sizes",
+    ),
     Row(
         stage="maps",
         errno=_errnos("EINVAL"),
@@ -225,13 +250,23 @@ def explain(case: Case) -> tuple[str, ...]:
     if case.stage == "verifier" and broken:
         return tuple(dict.fromkeys(text for relo in broken for text in _about_poison(case, relo)))
     if case.error.startswith(_PROBED) and not case.error.endswith(_UNKNOWN):
-        return ()
+        return _about_type(case)
     rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER, "maps": MAPS}.get(case.stage, ())
     texts = (_recognise(row, case) for row in rows)
     found = next(((text,) for text in texts if text is not None), ())
     return (*found, *_OTHER_STAGES.get(case.stage, ()))
 
 
+def _about_type(case: Case) -> tuple[str, ...]:
+    """Since when there are programs of this type, where the kernel has none."""
+    release = since.PROG_TYPES.get(case.prog_type)
+    if release is None or not case.error.endswith("is unknown to this kernel") or "attach type" in case.error:
+        return ()
+    text = f"programs of type {case.prog_type} came with {release}"
+    return (f"{text}: a kprobe does without, from 4.1 on" if case.prog_type in _KPROBE_DOES else text,)
+
+
+_KPROBE_DOES = frozenset({"tracepoint", "raw_tracepoint", "raw_tracepoint_writable", "tracing"})
 _OTHER_STAGES = {
     "core": ("libbpf gives up on the whole object when one relocation is an error: no program of it is loaded",),
     "externs": ("libbpf gives up on the object when a strong extern cannot be had: declare it __weak and test it",),
@@ -246,9 +281,12 @@ def _recognise(row: Row, case: Case) -> str | None:
     if (row.log and match is None) or not row.seen(case):
         return None
     groups = match.groups() if match else ()
+    helper = since.described(int(groups[0])) if groups and groups[0].isdigit() else ""
+    map_type = _map_type(case)
     return row.says.format(
-        *groups, insns=len(case.insns), prog_type=case.prog_type, section=case.section, attach_target=case.attach_target
-    )
+        *groups, helper=helper, map_type=map_type, map_since=since.MAP_TYPES.get(map_type), insns=len(case.insns),
+        prog_type=case.prog_type, section=case.section, attach_target=case.attach_target,
+    )  # fmt: skip
 
 
 def _about_poison(case: Case, relo: Relocation) -> list[str]:
@@ -256,25 +294,46 @@ def _about_poison(case: Case, relo: Relocation) -> list[str]:
     live_guards = [other for other in case.relocations if other.is_guard and other.liveness is Liveness.LIVE]
     own = [guard for guard in live_guards if guard.field == relo.field]
     others = [guard for guard in live_guards if guard not in own and guard.new_value and _root(guard) == _root(relo)]
+    # None: facts of a loader, or of a time, that did not ask the kernel (harness/guest/evidence.py).
+    one_sided = case.features.get("constant_branches")
     if any(guard.new_value == 0 for guard in own):
-        return [_OWN_GUARD_FAILED.format(field=relo.field)]
-    if others:
-        return [_ELSE_BRANCH.format(field=relo.field, other=others[0].field, member=relo.field.rpartition(".")[2])]
+        return [_OWN_GUARD_FAILED.format(field=relo.field, why=_WHY_REACHED[one_sided])]
+    if others and one_sided is not True:
+        member, who = relo.field.rpartition(".")[2], _WHO_WALKS_BOTH[one_sided]
+        return [_ELSE_BRANCH.format(field=relo.field, other=others[0].field, member=member, who=who)]
     if any(extern.get("name") == "LINUX_KERNEL_VERSION" for extern in case.externs):
         return [_BY_VERSION.format(field=relo.field, code=_guard_code(relo))]
     return [f"nothing guards {relo.field}: {_guard_code(relo)}"]
 
 
-# Kernels before about 4.16 prune a comparison of constants only when they are equal (is_branch_taken came later).
+# Kernels before about 4.16 prune a comparison of constants only when they are equal (f4d7e40a5b71 and, for all
+# comparisons, is_branch_taken of 4.20 came later; Ubuntu's 4.15 has it): so the guest asks the kernel.
+_NO_DOMINATION = "the check does not dominate it"
+_BOTH_SIDES = "this verifier walks both sides of a comparison of constants that are not equal"
+_WHY_REACHED: Mapping[bool | None, str] = {
+    True: _NO_DOMINATION,
+    False: f"either {_NO_DOMINATION}, or it is walked because {_BOTH_SIDES} (as kernels before about 4.16 do)",
+    None: f"either {_NO_DOMINATION}, or {_BOTH_SIDES} (kernels before about 4.16 do)",
+}
+_WHO_WALKS_BOTH: Mapping[bool | None, str] = {
+    False: f"{_BOTH_SIDES} (as kernels before about 4.16 do): of `if (exists) ... else ...` it walks both",
+    None: "kernels before about 4.16 walk both sides of `if (exists) ... else ...`",
+}
+# fixup_bpf_calls() looks up the helper of a call that is dead, too, and finds none; sanitize_dead_code() came with 4.15
+# (c131187db2d3) and with it to 4.4.y, 4.9.y and 4.14.y. Seen on 4.6.2.
+DEAD_POISON = (
+    "{field} is poisoned here. A kernel that does not sanitise dead code (mainline 4.5 to 4.14, early 4.4.y, 4.9.y and "
+    "4.14.y) dies of poison however well it is guarded: on such a kernel keep the access out of the program that is "
+    "loaded (one program for each case, chosen in user space by bpf_program__set_autoload()), or require a kernel with "
+    "the mend (c131187db2d3)"
+)
 _OWN_GUARD_FAILED = (
-    "{field} is guarded by an existence check that is 0 here, yet the access is reached: either the check does not "
-    "dominate it, or this verifier walks both sides of a comparison with a constant (kernels before about 4.16 do). "
+    "{field} is guarded by an existence check that is 0 here, yet the access is reached: {why}. "
     "The portable form is one `if (bpf_core_field_exists(f))` for each access, `else if` instead of `else`"
 )
 _ELSE_BRANCH = (
-    "{field} is in the other branch of a check on {other}, which is 1 here, yet it is reached. Kernels before about "
-    "4.16 walk both sides of `if (exists) ... else ...`: write `else if (bpf_core_field_exists({member}))` instead of "
-    "`else`"
+    "{field} is in the other branch of a check on {other}, which is 1 here, yet it is reached: {who}. "
+    "Write `else if (bpf_core_field_exists({member}))` instead of `else`"
 )
 _BY_VERSION = (
     "nothing asks whether {field} exists: the program looks at LINUX_KERNEL_VERSION, which here leads to the access "

@@ -21,9 +21,10 @@ from harness.model.result import Obstacle, Relocation, RelocationRef
 from harness.model.verdict import Evidence, Liveness, Outcome
 
 POISON = 195896080  # 0xbad2310, what libbpf's bpf_core_poison_insn calls
-# The kernel prints "invalid func unknown#195896080" right below the instruction (print_bpf_insn begins that line).
+# The kernel prints "invalid func unknown#195896080" right below the instruction (print_bpf_insn begins that line);
+# until 4.9 without "unknown#" in either.
 _POISON_STOP = re.compile(
-    rf"^([0-9]{{1,9}}): \(85\) call unknown#{POISON}\b.*\ninvalid func unknown#{POISON}", re.MULTILINE
+    rf"^([0-9]{{1,9}}): \(85\) call (?:unknown#)?{POISON}\b.*\ninvalid func (?:unknown#)?{POISON}", re.MULTILINE
 )
 
 
@@ -56,10 +57,9 @@ def _in_accepted(evidence: Mapping[str, Any], relocations: Sequence[Relocation])
     visited = Insns.of(evidence.get("verdict_log_visited"))
     notes = []
     if records.get("loaded") is False:
-        notes.append(
-            f"the evidence load was refused ({_refusal(records)}) though the verdict load was accepted: "
-            "liveness rests on the verifier's log"
-        )
+        refused = f"the evidence load was refused ({_refusal(records)}) though the verdict load was accepted"
+        why = refused if records.get("errno") is not None else _refusal(records)
+        notes.append(f"{why}: liveness rests on the verifier's log")
     judged = tuple(_accepted_one(relo, survived, visited, records.get("reason")) for relo in relocations)
     notes += [
         f"relocation #{relo.index} {relo.field}: {relo.liveness_reason}"

@@ -31,6 +31,26 @@ def last_words(log: str) -> str | None:
     return None
 
 
+# How an oops or a panic begins, and what in it is registers and machine code, no word on the cause.
+_DEATH = re.compile(
+    r"BUG: |Oops|Unable to handle kernel|general protection fault|kernel BUG at |Kernel panic|invalid opcode"
+)
+_REGISTERS = re.compile(
+    r"^\s*(?!RIP:)(?:Code:|[A-Z]{1,2}[0-9SFIPABCDX]{1,2}:|x[0-9]+ ?:|sp : |pstate: |Modules linked in:|<)"
+)
+
+
+def last_report(console: str, most: int) -> tuple[str, ...]:
+    """The kernel's report of its own death out of a console's last lines: what happened, where, and the trace, `most`
+    lines of it; without a report the last lines as they are.
+    """
+    lines = [line.rstrip() for line in console.splitlines() if line.strip()]
+    start = next((at for at, line in enumerate(lines) if _DEATH.search(line)), None)
+    if start is None:
+        return tuple(lines[-most:])
+    return tuple(line for line in lines[start:] if not _REGISTERS.match(line))[:most]
+
+
 def source_at(log: str, insn: int, relocations: Sequence[Relocation]) -> Source | None:
     """The source line the log printed last before `insn` where it gave up there; file and line from a relocation of
     the same text when the kernel prints none.

@@ -6,8 +6,9 @@ rules are told by a type or member that the same commit, or the same release, br
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,17 @@ class Model:
 
     def has(self, rule: str) -> bool:
         return rule in self.rules
+
+    def asked(self, features: Mapping[str, Any]) -> Model:
+        """The same, corrected by what the kernel itself answered (`guest.features` of the facts): better than what its
+        BTF suggests where a distribution has backported one rule, or the BTF is another's.
+        """
+        one_sided = features.get("constant_branches")
+        if one_sided is None:
+            return self
+        if one_sided:
+            return replace(self, rules=self.rules | {"constant_branches"})
+        return replace(self, rules=self.rules - {"constant_branches", "range_branches"})
 
 
 NEWEST = Model(rules=frozenset(rule.name for rule in RULES))

@@ -203,7 +203,7 @@ LEGEND = {
     "ok": "loaded",
     "guard": "loaded, poisoned code eliminated",
     "ok*": "loaded, by an adaptation that libbpf does not make",
-    "guard*": "the same, poisoned code eliminated",
+    "guard*": "loaded, by an adaptation that libbpf does not make, poisoned code eliminated",
     "reject": "rejected, as expected",
     "crash": "crashed the kernel, as expected",
     "REJECT": "rejected",

@@ -12,6 +12,7 @@ _KEEP_HEAD = 64 << 10
 _KEEP_TAIL = 192 << 10
 _CHUNK = 1 << 16
 _TAIL_LINES = 40
+_MOST_LINES = 200
 
 # The kernel's own words for its own death, in the order a reader cares about: kernel/panic.c, arch/*/kernel/traps.c,
 # kernel/watchdog.c, kernel/hung_task.c, mm/oom_kill.c.
@@ -58,8 +59,11 @@ class Console:
         return clean(said)
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
-        """The last lines."""
-        return "\n".join(self.text().splitlines()[-lines:])
+        """The last lines, and those before them that begin with what the kernel died of."""
+        said = self.text().splitlines()
+        begins = (at for at, line in enumerate(said) if any(pattern.search(line) for _, pattern in _MARKERS))
+        start = max(next(begins, len(said)), len(said) - _MOST_LINES)
+        return "\n".join(said[min(start, max(len(said) - lines, 0)) :])
 
     def last_words(self) -> str | None:
         """The kernel's own report of its death, as one line (`panic: Kernel panic - not syncing: ...`), or None."""

@@ -12,7 +12,7 @@ from harness.errors import FetchError, GuestLostError, UsageError
 from harness.judge import lost
 from harness.model.plain_json import to_json
 from harness.model.result import field_of, run_from_json
-from harness.model.verdict import CellStatus, Outcome, Stage, Verdict
+from harness.model.verdict import CellStatus, Liveness, Outcome, Stage, Verdict
 from harness.report import json_format
 from harness.report.view import mark
 from tests.support.facts import (
@@ -91,6 +91,41 @@ def test_a_program_that_kills_the_kernel_has_a_verdict():
     assert judged(facts([prog("a")]), crashed={"b": "BUG"}).progs[1].verdict is Verdict.CRASHED
     rules = {"rules": [{"program": "b", "verdict": "crashed", "reason": "no dead-code sanitising"}]}
     assert judged(facts([prog("a")]), rules, crashed={"b": "BUG"}).status is CellStatus.PASSED
+
+
+# 4.6-shaped kernel (tests/vm/old_shapes) at a dead poisoned call, as its console had it.
+OOPS = """Run /usr/bin/python3.11 as init process
+BUG: kernel NULL pointer dereference, address: 0000000000000000
+#PF: supervisor read access in kernel mode
+Oops: 0000 [#1] SMP
+CPU: 1 PID: 1 Comm: python3.11 Not tainted 6.1.192 #3
+RIP: 0010:do_misc_fixups+0x9aa/0xaa3
+Code: 49 89 c7 48 85 c0 0f 84 5b f9 ff ff 49 63 c4
+RAX: 0000000000000000 RBX: ffffc90000269078 RCX: 0000000000000000
+FS:  00007f2d8cbe8040(0000) GS:ffff88800ed00000(0000) knlGS:0000000000000000
+CR2: 0000000000000000 CR3: 000000000074e000 CR4: 00000000000006a0
+Call Trace:
+ <TASK>
+ ? bpf_check+0x23e9/0x2fb9
+ </TASK>
+Kernel panic - not syncing: Fatal exception
+"""
+
+
+def test_a_program_that_killed_its_kernel_keeps_what_is_known_of_it():
+    """Its relocations from the facts on the others, the oops without registers, and that guarded poison can do this."""
+    told = facts([prog("a"), prog("b", loaded=False, stage=None)], [relo(0, prog="b"), poisoned(1, "t.gone", prog="b")])
+    crashed = judged(told, crashed={"b": OOPS}).progs[1]
+    assert crashed.verdict is Verdict.CRASHED
+    assert [(r.outcome, r.liveness) for r in crashed.core_relos] == [
+        (Outcome.RESOLVED, Liveness.UNKNOWN),
+        (Outcome.POISONED, Liveness.UNKNOWN),
+    ]
+    advice, *report = crashed.explanation
+    assert "t.gone is poisoned here" in advice and "c131187db2d3" in advice
+    assert report == [line for line in OOPS.splitlines()[1:] if line[:2] not in {"Co", "RA", "FS", "CR", " <"}]
+    innocent = judged(facts([prog("b", loaded=False, stage=None)], [relo(0, prog="b")]), crashed={"b": "BUG: x"})
+    assert innocent.progs[0].explanation == ("BUG: x",)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def test_it_keeps_beginning_and_end_of_endless_talk() -> None:
     assert len(text) < console._KEEP_HEAD + console._KEEP_TAIL + 100
 
 
+def test_the_tail_begins_with_what_the_kernel_died_of() -> None:
+    lines = [f"line {number}" for number in range(100)]
+    lines[50] = "BUG: kernel NULL pointer dereference, address: 0000000000000000"
+    lines[99] = "Kernel panic - not syncing: Fatal exception"
+    assert drained("\n".join(lines).encode()).tail(3).splitlines() == lines[50:]
+    lines[40:40] = ["line"] * 400
+    lines[0] = "Oops: of long ago"
+    assert len(drained("\n".join(lines).encode()).tail(3).splitlines()) == 200
+
+
 def test_the_tail_is_the_last_lines() -> None:
     assert drained(*(b"line %d\n" % number for number in range(100))).tail(3) == "line 97\nline 98\nline 99"
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
 
+from harness.guest.maps import MAP_TYPES
+from harness.guest.prog_types import PROG_TYPES
+from harness.judge import since
 from harness.judge.explain import errno_text, nearest, why
 from tests.support.facts import evidence, facts, guard, insns, judged, only_prog, poisoned, prog, relo, relocation
 
@@ -29,6 +34,21 @@ def pre_verifier(number, **more):
     return prog(loaded=False, stage="pre_verifier", errno=number, **more)
 
 
+def unknown_type(kind):
+    said = f"refused before the verifier: program type {kind} is unknown to this kernel"
+    return pre_verifier(errno.EINVAL, prog_type=kind, error=said, unsupported="prog_type")
+
+
+def own_btf_wanted():
+    said = "prog 'x': attaching to 'y' needs the kernel's own BTF, and it has none"
+    return pre_verifier(errno.ESRCH, prog_type="tracing", attach_target="y", error=said)
+
+
+def refused_map(kind):
+    said = f"map 'events' ({kind}): failed to create: Invalid argument (errno 22)"
+    return prog(loaded=False, stage="maps", errno=errno.EINVAL, error=said)
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [
@@ -39,6 +59,11 @@ def pre_verifier(number, **more):
         (pre_verifier(errno.ENOENT, attach_target="inet_csk_accept"), "inet_csk_accept is not in this kernel's BTF"),
         (pre_verifier(524), "ENOTSUPP"),
         (pre_verifier(errno.EINVAL), "empty log"),
+        (unknown_type("tracepoint"), "programs of type tracepoint came with 4.7: a kprobe does without"),
+        (unknown_type("cgroup_sysctl"), "programs of type cgroup_sysctl came with 5.2"),
+        (own_btf_wanted(), "need BTF in the kernel itself"),
+        (refused_map("ringbuf"), "ringbuf came with 5.8"),
+        (refused_map("hash"), "per-CPU maps with 4.6"),
         (prog(loaded=False, stage="core"), "gives up on the whole object"),
         (prog(loaded=False, stage="externs"), "__weak"),
     ],
@@ -57,13 +82,17 @@ def test_refused_before_the_verifier(program, said):
         ("back-edge from insn 5 to 3", [EXIT], "bounded"),
         ("BPF program is too large. Processed 131073 insn", [EXIT], "after 131073 instructions"),
         ("invalid func unknown#181", [EXIT], "no helper number 181"),
-        ("invalid func bpf_get_current_task#35", [EXIT], "no helper bpf_get_current_task#35"),
+        ("invalid func unknown#35", [EXIT], "no helper number 35 (bpf_get_current_task, since 4.8)"),
+        ("invalid func 45", [EXIT], "no helper number 45 (bpf_probe_read_str, since 4.11)"),  # 4.4
+        ("invalid func 9999", [EXIT], "this kernel has no helper number 9999"),
         ("unknown func bpf_get_prandom_u32#7", [EXIT], "not for programs of type raw_tracepoint"),
+        ("unknown func 7", [EXIT], "bpf_get_prandom_u32, since 4.1) exists here, but not for"),  # 4.4
         ("program of this type cannot use helper bpf_sk_fullsock#95", [EXIT], "not for programs of type"),
         ("invalid indirect read from stack off -16+0 size 16", [EXIT], "zero it first"),
         ("R1 type=map_value expected=fp", [EXIT], "through the stack"),
         ("R2 type=inv expected=imm", [EXIT], "constant size"),
         ("invalid func unknown#2001000003", [EXIT], "a map that was not created"),
+        ("invalid func 2001000003", [EXIT], "a map that was not created"),  # 4.4
         ("invalid func unknown#2002000000", [EXIT], "weak kernel function"),
         ("unrecognized bpf_ld_imm64 insn", [EXIT], "global data"),
     ],
@@ -76,6 +105,15 @@ def test_a_probe_that_found_global_data_rules_that_cause_out():
     guest = {"features": {"global_data": True}}
     refused = prog(loaded=False, log="unrecognized bpf_ld_imm64 insn", insns=insns(EXIT))
     assert words(refused, guest=guest) == ""
+
+
+def test_a_kernel_without_btf_is_not_said_to_lack_the_function():
+    assert "renamed, inlined" not in words(own_btf_wanted())
+
+
+def test_types_are_called_as_the_guest_calls_them():
+    assert since.PROG_TYPES.keys() <= set(PROG_TYPES)
+    assert since.MAP_TYPES.keys() <= set(MAP_TYPES)
 
 
 def test_nothing_known_is_nothing_said():
@@ -108,6 +146,33 @@ def test_poison_in_the_else_branch_of_another_fields_check():
     said = refused_with(guard(0, "thread_struct___old.fs", 1), poisoned(1, "thread_struct.fsbase"))
     assert "other branch of a check on thread_struct___old.fs" in said
     assert "else if (bpf_core_field_exists(fsbase))" in said
+
+
+@pytest.mark.parametrize(("asked", "said"), [(True, False), (False, True), (None, True)])
+def test_the_old_verifier_is_blamed_only_where_the_kernel_is_one(asked, said):
+    """The guest has asked the kernel whether it walks both sides (`constant_branches`); null: facts of before."""
+    guest = {"features": {} if asked is None else {"constant_branches": asked}}
+    for first in (guard(0, "thread_struct.fs", 0), guard(0, "thread_struct.fsbase", 1)):
+        text = refused_with(first, poisoned(1, "thread_struct.fs"), guest=guest)
+        assert ("4.16" in text) == said, text
+        assert "this verifier walks both sides" in text or asked is not False
+
+
+def test_helpers_by_number_are_those_of_the_header():
+    """The numbers against the header of this machine's libc, the releases against kernels that were booted."""
+    header = Path("/usr/include/linux/bpf.h")
+    if not header.exists():
+        pytest.skip("linux-libc-dev is not installed")
+    text = header.read_text()
+    mapper = text[text.index("#define __BPF_FUNC_MAPPER") :].split("\n\n")[0]
+    names = re.findall(r"\bFN\((\w+)", mapper)[1:]
+    for number, name in enumerate(names, 1):
+        if since.name(number) is not None:
+            assert since.name(number) == f"bpf_{name}"
+    # what 4.4.178, 4.6.2 and 4.9.154 refused, and what a later one took
+    known = {4: "4.1", 35: "4.8", 45: "4.11", 113: "5.5", 131: "5.8"}
+    assert {number: since.since(number) for number in known} == known
+    assert since.since(0) is since.since(195896080) is since.name(195896080) is None
 
 
 def test_the_nearest_candidate_is_the_one_that_says_most():

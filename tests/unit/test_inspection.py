@@ -113,6 +113,41 @@ def test_text_names_line_field_and_reason(files: dict[str, Path]) -> None:
         assert expected in text
 
 
+NESTED = """
+struct io { int read_bytes; } PAI;
+struct task { int pid; struct io ioac; struct io all[4]; } PAI;
+SEC("raw_tp/x") u64 first(struct task *t) { return t->ioac.read_bytes; }
+SEC("raw_tp/x") u64 second(struct task *t) { return t->all[2].read_bytes; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "first", "second"),
+    [
+        (
+            "struct io { int read_bytes_all; }; struct task { int pid; struct io ioac; struct io all[4]; };",
+            "has no member 'read_bytes' in 'ioac' (struct io, which has 'read_bytes_all')",
+            "has no member 'read_bytes' in 'all[2]' (struct io, which has 'read_bytes_all')",
+        ),
+        (
+            "struct task { int pid; struct { int x; } ioac; int *all[4]; };",
+            "has no member 'read_bytes' in 'ioac' (an anonymous struct)",
+            "its member 'all' is a ptr, the program expects a struct",
+        ),
+        ("struct task { int pid; };", "has no member 'ioac'", "has no member 'all'"),
+    ],
+)
+def test_what_lacks_a_member_is_the_struct_that_would_hold_it(
+    tmp_path: Path, target: str, first: str, second: str
+) -> None:
+    """Not the struct the path begins at."""
+    (tmp_path / "x.bpf.o").write_bytes(compile_bpf(NESTED))
+    (tmp_path / "target.btf").write_bytes(compile_target(target, "struct task"))
+    _, lines = _lines(tmp_path / "x.bpf.o", "--btf", tmp_path / "target.btf")
+    said = {line["prog"]: line["candidates"][0]["why_not"] for line in lines[:-1] if line["outcome"] == "poisoned"}
+    assert said == {"first": first, "second": second}
+
+
 def test_several_btfs_make_a_table(files: dict[str, Path]) -> None:
     status, text = _inspect(files["x.bpf.o"], "--btf", files["old.btf"], files["new.btf"])
     assert status == 0

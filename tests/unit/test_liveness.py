@@ -69,6 +69,13 @@ def test_an_evidence_load_refused_alone_is_reported():
     assert "evidence load was refused (errno 22)" in only_prog(cell).notes[0]
 
 
+def test_a_kernel_without_line_info_refused_nothing():
+    found = evidence(None, [[0, 3]])
+    found["line_info"] = {"loaded": False, "errno": None, "survived": None, "reason": "this kernel takes no line_info"}
+    note = only_prog(judged(facts([prog(relos=[(0, 2)], evidence=found)], [relo(0)]))).notes[0]
+    assert note == "this kernel takes no line_info: liveness rests on the verifier's log"
+
+
 def test_live_poison_in_an_accepted_program_is_a_contradiction_not_a_finding():
     cell = judged(facts([prog(relos=[(0, 2)], evidence=evidence([[0, 9]]))], [poisoned(0)]))
     assert states(cell) == {0: "unknown"}
@@ -89,8 +96,9 @@ invalid func unknown#195896080
 """
 
 
-def test_visited_in_a_refused_load_is_live_and_the_rest_is_behind_the_stop():
-    program = prog(loaded=False, relos=[(0, 0), (1, 1), (2, 3)], log=POISON_LOG, evidence=evidence(None, [[0, 2]]))
+@pytest.mark.parametrize("log", [POISON_LOG, POISON_LOG.replace("unknown#", "")], ids=["since 4.10", "until 4.9"])
+def test_visited_in_a_refused_load_is_live_and_the_rest_is_behind_the_stop(log):
+    program = prog(loaded=False, relos=[(0, 0), (1, 1), (2, 3)], log=log, evidence=evidence(None, [[0, 2]]))
     cell = judged(facts([program], [relo(0), poisoned(1, "task_struct.gone"), relo(2)]))
     assert states(cell) == {0: "live", 1: "live", 2: "unreached"}
     behind = relocation(cell, 2).behind
