@@ -212,8 +212,11 @@ def load_yaml(path: Path) -> Any:
     """What a YAML file holds. ConfigError with file, line and column when it cannot be read or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{path}: cannot be read: {error}"
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror}"
+        raise ConfigError(message) from error
+    except UnicodeDecodeError as error:
+        message = f"{path}: not UTF-8: {error.reason} at byte {error.start}"
         raise ConfigError(message) from error
     return parse_yaml(text, str(path))
 

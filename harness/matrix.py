@@ -46,9 +46,12 @@ def select_kernels(kernels: Sequence[KernelSpec], selector: KernelSelector) -> t
             raise NothingJudgedError(message, remedy=_hint(glob, [kernel.id for kernel in kernels]))
     chosen = tuple(kernel for kernel in kernels if selector(kernel))
     if not chosen:
+        asked = {"matches": ", ".join(selector.globs), "has tag": selector.tag, "is of architecture": selector.arch}
         tags = sorted({tag for kernel in kernels for tag in kernel.tags})
-        message = f"no kernel of the matrix has tag {selector.tag!r} and architecture {selector.arch or 'any'!r}"
-        raise NothingJudgedError(message, remedy=f"tags in use: {', '.join(tags) or 'none'}")
+        arches = dict.fromkeys(kernel.arch.name for kernel in kernels)
+        message = "no kernel of the matrix " + " and ".join(f"{what} {word!r}" for what, word in asked.items() if word)
+        remedy = f"tags in use: {', '.join(tags) or 'none'}; architectures: {', '.join(arches)}"
+        raise NothingJudgedError(message, remedy=remedy)
     return chosen
 
 

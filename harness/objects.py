@@ -77,6 +77,15 @@ def check_objects(objects: Sequence[ObjectFile], byteorders: Iterable[str]) -> N
             pass
 
 
+def programs(candidate: ObjectFile) -> tuple[str, ...]:
+    """Names of the entry programs; none for an object that libbpf would not open either."""
+    try:
+        obj = BpfObject(candidate.path.read_bytes(), str(candidate.path), None)
+    except ObjectError:
+        return ()
+    return tuple(prog.name for prog in obj.entry_progs)
+
+
 def rodata_variables(candidate: ObjectFile) -> frozenset[str]:
     """Names of the variables in .rodata and .rodata.*, by the symbol table: what `--set` can change."""
     elf = Elf(candidate.path.read_bytes(), str(candidate.path))

@@ -19,7 +19,8 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from harness.model.result import CellResult, RunResult, run_from_json
 from harness.model.sweep import SweepResult, sweep_from_json
 
 PACKAGES = "guest_packages.json"
+PLAN = "plan.json"
 _LONGEST_NAME = 200  # NAME_MAX is 255 bytes, less room for suffixes
 
 
@@ -115,19 +117,36 @@ class RunDirectory:
 
 def read_run(path: Path) -> RunResult:
     """A stored run: its JSON, or the directory that holds a run.json. UsageError when it is none."""
-    return run_from_json(_json_of(path / "run.json" if path.is_dir() else path))
+    file = path / "run.json" if path.is_dir() else path
+    data = _json_of(file)
+    with _naming(file):
+        return run_from_json(data)
 
 
 def read_sweep(path: Path) -> SweepResult:
     """A stored sweep (`corematrix sweep --json`). UsageError when it is none."""
-    return sweep_from_json(_json_of(path))
+    data = _json_of(path)
+    with _naming(path):
+        return sweep_from_json(data)
 
 
 def read_run_or_sweep(path: Path) -> RunResult | SweepResult:
     """Whichever of the two is stored there. UsageError when it is neither."""
-    data = _json_of(path / "run.json" if path.is_dir() else path)
+    file = path / "run.json" if path.is_dir() else path
+    data = _json_of(file)
     is_sweep = isinstance(data, dict) and data.get("type") == "sweep"
-    return sweep_from_json(data) if is_sweep else run_from_json(data)
+    with _naming(file):
+        return sweep_from_json(data) if is_sweep else run_from_json(data)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What is wrong with the JSON is said of the file it is in."""
+    try:
+        yield
+    except UsageError as error:
+        message = f"{file}: {error.message}"
+        raise UsageError(message, remedy=error.remedy) from error
 
 
 def _json_of(file: Path) -> Any:
@@ -135,7 +154,11 @@ def _json_of(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror}"
-        raise UsageError(message, remedy="name a run's JSON file, or a directory below corematrix-runs/") from error
+        remedy = "name a run's JSON file, or a directory below corematrix-runs/"
+        if (file.parent / PLAN).is_file():
+            message = f"{file.parent}: this run has not come to its end"
+            remedy = f"go on with it: the same `corematrix run` with --resume {file.parent}"
+        raise UsageError(message, remedy=remedy) from error
     except (ValueError, RecursionError) as error:
         message = f"{file}: not JSON: {error}"
         raise UsageError(message) from error

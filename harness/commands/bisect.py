@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     if good.arch is not bad.arch:
         message = f"{good.id} is {good.arch.name}, {bad.id} {bad.arch.name}: not of one history"
         raise UsageError(message, remedy="take two kernels of one architecture")
-    (candidate,) = objects.find_objects([options.object])
+    candidate = _one_object(options.object, options.prog)
 
     def say(line: str) -> None:
         stderr.write(untrusted.line(line) + "\n")
@@ -77,6 +77,20 @@ def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
             found = hunt.between(finer) if len(finer) > 2 else found
     _show(hunt, found, stdout, options.json)
     return 0
+
+
+def _one_object(path: Path, prog: str) -> ObjectFile:
+    """The object, with that program in it; before anything boots. UsageError."""
+    found = objects.find_objects([path])
+    if len(found) != 1:
+        message = f"{path}: {len(found)} objects here, and one is followed"
+        raise UsageError(message, remedy="name the file")
+    objects.check_objects(found, [found[0].byteorder])
+    names = objects.programs(found[0])
+    if names and prog not in names:
+        message = f"{path}: no program {prog!r} in this object"
+        raise UsageError(message, remedy=f"it has: {', '.join(untrusted.line(name) for name in names)}")
+    return found[0]
 
 
 class _Hunt:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from harness.commands import baseline, looking
-from harness.errors import UsageError
+from harness.errors import NothingJudgedError, UsageError
 from harness.model.result import RunResult
 from harness.report import config_suspects, diff_format, kernel_diff, kernel_diff_format
 from harness.report.diff import diff
@@ -63,6 +63,9 @@ def _between_kernels(options: argparse.Namespace, width: int, colour: bool) -> s
     (path,) = _paths(options.runs, 1, "one run")
     stored = read_run(path)
     pairs = kernel_diff.history(stored) if options.history else [tuple(options.kernels)]
+    if not pairs:
+        message = f"{path}: no two kernels of one architecture in this run: nothing to compare"
+        raise NothingJudgedError(message, remedy="run the object on more kernels")
     with Store.default() as store:
 
         sources = looking.sources(store)

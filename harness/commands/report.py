@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from functools import cache, partial
 from pathlib import Path
 from typing import TextIO
 
 from harness import report
+from harness.commands.source_paths import source_path
 from harness.errors import UsageError
 from harness.model.result import RunResult
 from harness.model.sweep import SweepResult
@@ -36,8 +38,9 @@ def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
     baseline = read_run(options.baseline) if options.baseline else None
     found, swept = _read(options)
     text = report.render(
-        options.format, found, width=width, colour=colour, baseline=baseline, verbose=options.verbose, sweep=swept
-    )
+        options.format, found, width=width, colour=colour, baseline=baseline, verbose=options.verbose, sweep=swept,
+        source_path=cache(partial(source_path, Path.cwd())),
+    )  # fmt: skip
     if options.output:
         write_whole(options.output, text)
     else:

@@ -25,9 +25,8 @@ from harness.model.expectation import NONE, Expectations
 from harness.model.lock import Lock
 from harness.model.result import CellResult, cell_from_json
 from harness.model.verdict import CellStatus
-from harness.rundir import PACKAGES, RunDirectory, file_name
+from harness.rundir import PACKAGES, PLAN, RunDirectory, file_name
 
-PLAN = "plan.json"
 LATEST = "latest"
 # A guest that was lost and trouble of ours say nothing about the object for good.
 _JUDGED = (CellStatus.PASSED, CellStatus.FAILED, CellStatus.NOT_APPLICABLE, CellStatus.SKIPPED)

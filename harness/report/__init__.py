@@ -23,6 +23,7 @@ from harness.report import (
     terminal,
 )
 from harness.report.diff import CostLimits, Diff, diff
+from harness.report.findings import SourcePath, as_compiled
 
 __all__ = ["FORMATS", "CostLimits", "Diff", "Format", "diff", "render", "render_diff"]
 
@@ -32,7 +33,7 @@ render_diff = diff_format.render
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a report may be asked: the run, the columns and colour of its stream, an earlier run to compare with, a
-    sweep of the same objects.
+    sweep of the same objects, how the tree whose lines are annotated calls a source file.
     """
 
     run: RunResult
@@ -41,6 +42,7 @@ class Request:
     baseline: RunResult | None = None
     verbose: bool = False
     sweep: SweepResult | None = None
+    source_path: SourcePath = as_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,17 @@ FORMATS: Mapping[str, Format] = {
     "sarif": Format(
         purpose="SARIF 2.1.0 with source lines, for code scanning",
         suffix="sarif",
-        render=lambda request: sarif.render(request.run),
+        render=lambda request: sarif.render(request.run, request.source_path),
     ),
     "github": Format(
         purpose="GitHub workflow commands: annotations on source lines",
         suffix="txt",
-        render=lambda request: annotate.github(request.run),
+        render=lambda request: annotate.github(request.run, request.source_path),
     ),
     "gitlab": Format(
         purpose="GitLab Code Quality report",
         suffix="json",
-        render=lambda request: annotate.gitlab(request.run),
+        render=lambda request: annotate.gitlab(request.run, request.source_path),
     ),
     "badge": Format(
         purpose="an SVG badge: cells passed of cells judged",
@@ -137,11 +139,15 @@ def render(
     baseline: RunResult | None = None,
     verbose: bool = False,
     sweep: SweepResult | None = None,
+    source_path: SourcePath = as_compiled,
 ) -> str:
     """The run in the named format. UsageError, naming those there are, for a name that is none of them."""
     if format not in FORMATS:
         message = f"no report format {format!r}"
         raise UsageError(message, remedy=f"take one of: {', '.join(FORMATS)}")
     return FORMATS[format].render(
-        Request(run=run, width=width, colour=colour, baseline=baseline, verbose=verbose, sweep=sweep)
-    )
+        Request(
+            run=run, width=width, colour=colour, baseline=baseline, verbose=verbose, sweep=sweep,
+            source_path=source_path,
+        )
+    )  # fmt: skip

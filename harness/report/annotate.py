@@ -7,18 +7,18 @@ import json
 
 from harness import ci_log
 from harness.model.result import RunResult
-from harness.report.findings import Finding, collect
+from harness.report.findings import Finding, SourcePath, as_compiled, collect
 from harness.report.untrusted import lines
 
 _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
 _GITLAB = {"error": "critical", "warning": "minor", "note": "info"}
 
 
-def github(run: RunResult) -> str:
+def github(run: RunResult, source_path: SourcePath = as_compiled) -> str:
     """`::error file=x.bpf.c,line=31,title=live-poison::text`, one line for each finding (GitHub shows ten of each
     level).
     """
-    return "".join(f"{_command(finding)}\n" for finding in collect(run))
+    return "".join(f"{_command(finding)}\n" for finding in collect(run, source_path))
 
 
 def _command(finding: Finding) -> str:
@@ -35,10 +35,10 @@ def _escape(text: str, *, field: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if field else text
 
 
-def gitlab(run: RunResult) -> str:
+def gitlab(run: RunResult, source_path: SourcePath = as_compiled) -> str:
     """A Code Quality report: a list of issues, each with a fingerprint that does not move with the line."""
     issues = []
-    for finding in collect(run):
+    for finding in collect(run, source_path):
         source = finding.source
         seed = f"{finding.rule.id}\0{finding.subject}\0{finding.text}\0{source.text if source else ''}"
         place = {

@@ -97,6 +97,8 @@ def page(run: RunResult | None, sweep: SweepResult | None) -> Page:
     speakers: dict[Place, set[str]] = {}
     for found in standings.values():
         for place, standing in found.items():
+            if standing.word == NOT_MEANT:
+                continue
             speakers.setdefault(place, set()).add(standing.shown)
     best = [next(word for word in (PROVEN, COVERED, FORETOLD) if word in said) for said in speakers.values()]
     made = tuple(
@@ -149,9 +151,9 @@ def _brief(places: list[Place], found: Mapping[Place, Standing]) -> tuple[tuple[
 # -- from a run
 
 
-def _place(cell: CellResult) -> Place:
+def _place(cell: CellResult, releases: Mapping[str, str]) -> Place:
     kernel = cell.kernel
-    return Place(kernel.id.partition("-")[0], kernel.arch, kernel.release or kernel.id, kernel.id)
+    return Place(kernel.id.partition("-")[0], kernel.arch, releases.get(kernel.id, kernel.id), kernel.id)
 
 
 def _subject(cell: CellResult) -> str:
@@ -163,16 +165,19 @@ def _proven(run: RunResult) -> _Said:
     """What each cell showed; of two loaders our own, which comes last. Where they disagree nothing is known."""
     rows = [cell for cell in run.cells if cell.disagreements]
     apart = {(_subject(cell), cell.kernel.id): "; ".join(loaders.lines(cell)) for cell in rows}
+    # A cell that is not applicable was never booted for, and knows no release.
+    releases = {cell.kernel.id: cell.kernel.release for cell in run.cells if cell.kernel.release}
     for cell in sorted(run.cells, key=lambda cell: cell.loader == "python"):
         names = {prog.name: prog for prog in cell.progs}
         if cell.status is CellStatus.NOT_APPLICABLE:
             for name in {prog.name for other in run.cells if other.object.name == cell.object.name
                          for prog in other.progs}:  # fmt: skip
-                yield (_subject(cell), name), "", _place(cell), Standing(NOT_MEANT, cell.reason or "", (), PROVEN)
+                standing = Standing(NOT_MEANT, cell.reason or "", (), PROVEN)
+                yield (_subject(cell), name), "", _place(cell, releases), standing
         for name, prog in names.items():
             said = apart.get((_subject(cell), cell.kernel.id))
             standing = Standing(UNKNOWN, said, (), PROVEN) if said else _verdict(prog)
-            yield (_subject(cell), name), prog.section, _place(cell), standing
+            yield (_subject(cell), name), prog.section, _place(cell, releases), standing
 
 
 def _verdict(prog: ProgResult) -> Standing:

@@ -6,8 +6,8 @@ nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from harness.judge.explain import why
 from harness.model.result import ProgResult, Relocation, RunResult, Source
@@ -58,8 +58,25 @@ class Finding:
     source: Source | None = None
 
 
-def collect(run: RunResult) -> list[Finding]:
+# An object's path and the name its BTF has for a source file -> the name the annotated tree has for it.
+SourcePath = Callable[[str, str], str]
+
+
+def as_compiled(_object: str, file: str) -> str:
+    """The name that the compiler was given."""
+    return file
+
+
+def collect(run: RunResult, source_path: SourcePath = as_compiled) -> list[Finding]:
     """The run's findings: programs in the run's order, trouble last."""
+    return [
+        finding if finding.source is None
+        else replace(finding, source=replace(finding.source, file=source_path(finding.path, finding.source.file)))
+        for finding in _collect(run)
+    ]  # fmt: skip
+
+
+def _collect(run: RunResult) -> list[Finding]:
     view = View(run)
     found = [finding for program in view.all_programs() for finding in _of_program(view, program)]
     for cell in run.cells:

@@ -9,20 +9,20 @@ from urllib.parse import quote
 
 from harness import ci_log
 from harness.model.result import RunResult
-from harness.report.findings import RULES, Finding, collect
+from harness.report.findings import RULES, Finding, SourcePath, as_compiled, collect
 from harness.report.untrusted import lines
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def render(run: RunResult) -> str:
+def render(run: RunResult, source_path: SourcePath = as_compiled) -> str:
     """The run's findings as a SARIF log."""
     rules = [
         {"id": rule.id, "shortDescription": {"text": rule.text}, "defaultConfiguration": {"level": rule.level}}
         for rule in RULES.values()
     ]
     driver = {"name": "corematrix", "version": str(run.tool.get("version", "0")), "rules": rules}
-    results = [_result(finding) for finding in collect(run)]
+    results = [_result(finding) for finding in collect(run, source_path)]
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
     return ci_log.json(json.dumps(log, indent=1)) + "\n"
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from harness.commands.source_paths import source_path
 from harness.errors import GuestLostError
 from harness.judge import lost
 from harness.report import render
@@ -125,3 +126,34 @@ def test_the_badge_is_green_only_when_all_is_well(cells, text, colour):
     name = "{http://www.w3.org/2000/svg}"
     assert svg.find(f"{name}title").text == f"CO-RE: {text}"
     assert [rect.get("fill") for rect in svg.findall(f"{name}rect")][1] == colour
+
+
+@pytest.mark.parametrize(
+    ("object_path", "file", "expected"),
+    [
+        ("programs/build/x.bpf.o", "x.bpf.c", "programs/x.bpf.c"),  # make -C programs
+        ("programs/build/x.bpf.o", "programs/x.bpf.c", "programs/x.bpf.c"),
+        ("programs/build/x.bpf.o", "{root}/programs/x.bpf.c", "programs/x.bpf.c"),
+        ("programs/build/x.bpf.o", "../outside.c", "../outside.c"),
+        ("programs/build/x.bpf.o", "{root}/../outside.c", "{root}/../outside.c"),
+        ("programs/build/x.bpf.o", "gone.c", "gone.c"),
+        ("/elsewhere/x.bpf.o", "x.bpf.c", "x.bpf.c"),
+        ("programs/build/x.bpf.o", "link.c", "link.c"),  # leads out of the tree
+        ("programs/build/x.bpf.o", "a\0b", "a\0b"),
+        ("programs/build/x.bpf.o", "n" * 5000, "n" * 5000),
+    ],
+)
+def test_a_source_is_named_as_the_annotated_tree_names_it(tmp_path, object_path, file, expected):
+    root = tmp_path / "tree"
+    (root / "programs" / "build").mkdir(parents=True)
+    (root / "programs" / "x.bpf.c").touch()
+    (tmp_path / "outside.c").touch()
+    (root / "programs" / "link.c").symlink_to(tmp_path / "outside.c")
+    file, expected = (text.replace("{root}", str(root)) for text in (file, expected))
+    assert source_path(root, object_path, file) == expected
+
+
+@pytest.mark.parametrize("format", ["sarif", "github", "gitlab"])
+def test_every_annotation_has_the_trees_path(format):
+    run = run_of(broken(KERNELS[0]))
+    assert "src/here.c" in render(format, run, source_path=lambda _object, _file: "src/here.c")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -94,6 +95,20 @@ def test_verdicts_are_ranges_and_a_guard_says_what_it_does_without():
     assert program.brief == {
         ("debian", "x86_64"): ((compat.WORKS, "before 6.12.0 (3)"), (compat.BREAKS, "6.12.0")),
     }
+
+
+def test_a_cell_that_is_not_applicable_is_of_the_same_kernel_and_booted_nothing():
+    other = replace(
+        cell("debian-1", None, None, status=CellStatus.NOT_APPLICABLE),
+        object=ObjectResult(name="x", path="x.bpf.o", sha256="0"),
+    )
+    judged = replace(cell("debian-2", "6.1.0", Verdict.LOADED), object=other.object)
+    found = compat.page(run(cell("debian-1", "5.4.0", Verdict.LOADED), other, judged), None)
+    assert found.kernels == {compat.PROVEN: 2}
+    last = {row.ranges: row.word for row in found.programs[-1].rows}
+    assert last == {("5.4.0",): compat.NOT_MEANT, ("6.1.0",): compat.WORKS}
+    (only,) = compat.page(run(other, judged), None).kernels.values()
+    assert only == 1  # the kernel of which nothing was asked was not booted
 
 
 def test_the_proof_counts_before_what_was_foretold():
