@@ -7,13 +7,14 @@ other ends of.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import platform
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
 from harness import payload
+from harness.errors import CacheError
 from harness.image import closure, initramfs
 from harness.kernels.vmlinux import unwrap
 from harness.model.kernel import Kernel
@@ -68,9 +70,11 @@ class Recipe:
 
     @property
     def cpu(self) -> str:
-        """QEMU's -cpu: the row's own wish, else the architecture's; the host's under KVM."""
+        """QEMU's -cpu: the row's own wish, else the best of the architecture's this QEMU has; the host's under KVM."""
         arch = self.kernel.spec.arch
-        return "host" if self.accelerator == "kvm" else self.kernel.spec.cpu or arch.cpu
+        if self.accelerator == "kvm":
+            return "host"
+        return self.kernel.spec.cpu or qemu.first_cpu(self.qemu, arch.machine, (arch.cpu, *arch.cpus_instead))
 
     @property
     def qemu(self) -> str:
@@ -80,8 +84,9 @@ class Recipe:
     def key(self) -> str:
         """The name of this guest when saved: a hash of everything it depends on."""
         kernel = self.kernel
+        hardware = _hardware(self, 0, 0, 0, self.accelerator)
         return snapshot.key({
-            "format": 1,
+            "format": 2,
             "vmlinuz": kernel.vmlinuz_sha256,
             "modules": [_digest(path) for path in kernel.modules],
             "config": _digest(kernel.config) if kernel.config else None,
@@ -91,9 +96,10 @@ class Recipe:
             "packages": [package["sha256"] for package in self.packages.provenance],
             "image": _code_fingerprint(),
             "qemu": qemu.version(self.qemu),
-            "devices": qemu.command("qemu", _hardware(self, 0, 0, 0, self.accelerator)),
+            "host": platform.machine(),
+            "devices": qemu.command("qemu", hardware),
             "memory": kernel.spec.memory_mb,
-            "kernel_args": kernel.spec.kernel_args,
+            "kernel_args": qemu.kernel_line([*hardware, devices.KernelArgs(words=_kernel_args(self))]),
             "host_cpu": _host_cpu() if self.accelerator == "kvm" else None,
         })  # fmt: skip
 
@@ -149,10 +155,12 @@ def start_cold(recipe: Recipe, *, savable: bool) -> Guest:
 
 def start_saved(recipe: Recipe, saved: snapshot.SavedGuest) -> Guest:
     """Restore a saved guest: it goes on where it was saved, its memory a private mapping of the template. QEMU then
-    waits for `snapshot.load`. Raises OSError when the files cannot be opened.
+    waits for `snapshot.load`. Raises OSError when the files cannot be opened, CacheError when they are not what was
+    saved.
     """
+    snapshot.check(saved, recipe.kernel.spec.memory_mb)
     with ExitStack() as stack:
-        memory = stack.enter_context(_opened(saved.memory, os.O_RDWR))
+        memory = stack.enter_context(_template(saved.memory))
         state = stack.enter_context(_opened(saved.state, os.O_RDONLY))
         restore = (
             devices.Memory(megabytes=recipe.kernel.spec.memory_mb, descriptor=memory),
@@ -264,9 +272,15 @@ def _vmlinux(recipe: Recipe) -> bytes:
         return zstandard.ZstdDecompressor().decompress(path.read_bytes())
     assert kernel.vmlinuz is not None
     vmlinux = unwrap(kernel.vmlinuz.read_bytes(), str(kernel.vmlinuz))
-    digest = store.put_bytes(zstandard.ZstdCompressor(level=3).compress(vmlinux))
-    store.put_entry("vmlinux", kernel.vmlinuz_sha256, {"sha256": digest})
+    _remember(store, "vmlinux", kernel.vmlinuz_sha256, vmlinux)
     return vmlinux
+
+
+def _remember(store: Store, kind: str, name: str, data: bytes) -> None:
+    """Keep what was worked out for the next boot; a cache that cannot be written costs the next boot that work."""
+    with suppress(CacheError):
+        digest = store.put_bytes(zstandard.ZstdCompressor(level=3).compress(data))
+        store.put_entry(kind, name, {"sha256": digest})
 
 
 def _has_pvh_entry(vmlinux: bytes) -> bool:
@@ -289,8 +303,7 @@ def _user_land(recipe: Recipe) -> closure.UserLand:
     if known is not None and path is not None:
         return closure.load(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
     user_land = closure.user_land(recipe.packages.paths, recipe.sources)
-    digest = recipe.store.put_bytes(zstandard.ZstdCompressor(level=3).compress(closure.dump(user_land)))
-    recipe.store.put_entry("user-land", name, {"sha256": digest})
+    _remember(recipe.store, "user-land", name, closure.dump(user_land))
     return user_land
 
 
@@ -321,6 +334,31 @@ def _memory_file(name: str, data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _template(path: Path) -> AbstractContextManager[int]:
+    """A saved guest's memory, open. QEMU opens the file of a private mapping for writing (`readonly=on` would make the
+    guest's RAM read-only); where it may not be written, a copy in memory does.
+    """
+    return _opened(path, os.O_RDWR) if _writable(path) else _memory_copy(path)
+
+
+def _writable(path: Path) -> bool:
+    """Whether it can be opened for writing: another user's cache cannot, nor one on a file system mounted read-only."""
+    try:
+        with _opened(path, os.O_RDWR):
+            return True
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return False
+        raise
+
+
+@contextmanager
+def _memory_copy(path: Path) -> Iterator[int]:
+    with _opened(path, os.O_RDONLY) as source, _memory_file("guest", b"") as copy:
+        snapshot.copy_sparse(source, copy)
+        yield copy
 
 
 @contextmanager

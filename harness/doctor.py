@@ -154,7 +154,11 @@ def _qemu(arch: Architecture, install: Installer, *, optional: bool) -> Finding:
     name = f"QEMU {arch.name}"
     try:
         path = qemu.binary(arch)
-        return Finding(name=name, ok=True, text=f"{path}, version {qemu.version(path)}")
+        version = qemu.version(path)
+        old = qemu.older_than_needed(version)
+        if old is None:
+            return Finding(name=name, ok=True, text=f"{path}, version {version}")
+        return Finding(name=name, ok=None if optional else False, text=f"{path}: {old}")
     except CorematrixError as error:
         text = f"{error.message}{' (only for kernels tagged `exotic`)' if optional else ''}"
         return Finding(name=name, ok=None if optional else False, text=text, remedy=install.remedy(arch.qemu_package))

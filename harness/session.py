@@ -24,7 +24,7 @@ from typing import Any, Literal, TextIO
 
 from harness import boot, payload, proc
 from harness.boot import Guest, GuestPackages, Recipe
-from harness.errors import CorematrixError, GuestLostError, InfrastructureError
+from harness.errors import CacheError, CorematrixError, GuestLostError, InfrastructureError
 from harness.guest.wire import WireError
 from harness.model.kernel import Kernel
 from harness.model.verdict import Start
@@ -231,7 +231,11 @@ class Session:
             guest = self._restore(key)
             if guest is not None:
                 return guest, Start.RESTORED
-            self._save(key)
+            obstacle = snapshot.obstacle(self._options.store, self._kernel.spec.memory_mb)
+            if obstacle is None:
+                self._save(key)
+            else:
+                self._note(f"the guest was not saved: {obstacle}")
         guest = self._restore(key)
         return (guest, Start.RESTORED) if guest is not None else (self._boot(savable=False), Start.COLD)
 
@@ -249,7 +253,7 @@ class Session:
             return None
         try:
             return self._greeted(boot.start_saved(self._recipe, saved), self._deadlines.restore)
-        except (GuestLostError, OSError) as error:
+        except (GuestLostError, CacheError, OSError) as error:
             self._note(f"the saved guest did not come up and was dropped: {error}")
             snapshot.drop(store, key)
             return None
@@ -268,8 +272,9 @@ class Session:
             deadline = time.monotonic() + self._deadlines.save
             about = {"kernel": self._kernel.spec.id, "release": self._kernel.release}
             snapshot.save(self._options.store, key, guest.qemu.monitor, guest.memory, deadline, about=about)
-        except CorematrixError as error:
-            self._note(f"the guest could not be saved: {error.message}")
+        except (CorematrixError, OSError) as error:
+            reason = error.message if isinstance(error, CorematrixError) else str(error)
+            self._note(f"the guest could not be saved: {reason}")
         finally:
             self._end(guest)
 
@@ -284,7 +289,9 @@ class Session:
             self._hello(guest, seconds)
         except BaseException as error:
             if isinstance(error, QmpError):
-                lost = self._lost(guest, "QEMU ended before the guest came up", "crashed")
+                old = qemu.older_than_needed(qemu.version(self._recipe.qemu))
+                what = "QEMU ended before the guest came up" + (f" ({old})" if old else "")
+                lost = self._lost(guest, what, "crashed")
                 raise lost from error
             self._end(guest)
             raise

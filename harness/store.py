@@ -6,8 +6,10 @@
     <root>/entries/<kind>/<key>.json  small facts by name; replaced atomically
     <root>/locks/                     flock(2) files: the kernel drops a lock with its holder, whatever killed it
     <root>/tmp/<random>/              each writer's own scratch, guarded by a lock, swept once its owner is dead
+    <root>/tmp/gone/<random>/         trees on their way out, swept by whoever writes next
 
-Whatever appears under blobs, trees or entries got there by rename(2) or link(2): a reader sees all of it or nothing.
+Whatever appears under blobs, trees or entries got there by rename(2) or link(2), and a tree leaves by rename(2): a
+reader sees all of it or nothing.
 Locks only save double work and hold `prune` off; on a file system without them (some NFS mounts) the store stays
 correct. A full or read-only disk is a CacheError that names the remedy; reading never needs to write.
 """
@@ -32,7 +34,7 @@ from typing import Any
 from harness.errors import CacheError
 
 DEFAULT_CAP_BYTES = 10 << 30
-_CHUNK = 1 << 20
+_GONE = "gone"
 # Use is noted in a file's mtime at most this often: a run that finds all it needs writes next to nothing.
 _TOUCH_SECONDS = 3600.0
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This directory is a cache made by corematrix.\n"
@@ -146,9 +148,10 @@ class Store:
             _publish(made, target)
         return target
 
-    def put_derived(self, kind: str, key: str, files: Mapping[str, Path]) -> Path:
+    def put_derived(self, kind: str, key: str, files: Mapping[str, Path], *, mode: int = 0o444) -> Path:
         """The same of files in this store's scratch, which are moved: for what was made from something that is named
-        by its content, and is asked for by that name only. Such a file is no blob, and nobody has hashed it.
+        by its content, and is asked for by that name only. Such a file is no blob, and nobody has hashed it. They get
+        `mode` before they can be seen.
         """
         target = self.root / "trees" / kind / key
         with self.scratch() as directory:
@@ -156,17 +159,19 @@ class Store:
             for name, path in files.items():
                 with _writing(made / name):
                     made.mkdir(exist_ok=True)
-                    path.chmod(0o444)
+                    path.chmod(mode)
                     _flush(path)
                     path.replace(made / name)
             _publish(made, target)
         return target
 
     def drop_tree(self, kind: str, key: str) -> None:
-        """Forget the directory stored under this name, if there is one. Who has a file of it open keeps that."""
+        """Forget the directory stored under this name, if there is one; who has a file of it open keeps that.
+        CacheError.
+        """
         target = self.root / "trees" / kind / key
-        with self.scratch() as directory, _writing(target), contextlib.suppress(FileNotFoundError):
-            target.rename(directory / "tree")
+        with _writing(target):
+            _discard(self.root, target)
 
     def _link(self, blob: Path, name: Path) -> None:
         with _writing(name):
@@ -347,6 +352,24 @@ def _sweep(tmp: Path, mine: Path) -> None:
                 continue  # alive, or no locks here
             finally:
                 os.close(descriptor)
+        for path in (tmp / _GONE).glob("*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _discard(root: Path, tree: Path) -> None:
+    """Remove a tree: out of sight at once, then bit by bit. Killed in between, half a tree would be taken for whole,
+    or keep its place from a whole one for ever. On a disk too full to rename it goes where it is.
+    """
+    gone = root / "tmp" / _GONE / secrets.token_hex(8)
+    try:
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        tree.rename(gone)
+    except FileNotFoundError:
+        return  # another was quicker
+    except OSError:
+        shutil.rmtree(tree)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _open_lock(path: Path) -> int | None:
@@ -476,7 +499,7 @@ def _prune(root: Path, cap_bytes: int) -> Pruned:
         if left <= cap_bytes:
             break
         inodes = [_inode(file) for file in _files(path)]
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _discard(root, path) if path.is_dir() else path.unlink()
         for inode in set(inodes):
             blob = blobs.get(inode)
             if blob is not None and blob.exists() and blob.stat().st_nlink == 1:
@@ -500,7 +523,7 @@ def _trim(root: Path, kind: str, cap_bytes: int) -> tuple[str, ...]:
     for path in sorted(trees, key=lambda path: path.stat().st_mtime):
         if left <= cap_bytes:
             break
-        shutil.rmtree(path)
+        _discard(root, path)
         for inode, size in trees[path]:
             blob = blobs.get(inode)
             if blob is not None and blob.stat().st_nlink == 1:

@@ -279,7 +279,8 @@ def note_cached(store: Store, kernel: Kernel) -> None:
     """Remember that this cache has a kernel: a hint, for who hands out work."""
     known = {"vmlinuz": kernel.vmlinuz_sha256}
     if store.entry(_CACHED, kernel.spec.id) != known:
-        store.put_entry(_CACHED, kernel.spec.id, known)
+        with suppress(CacheError):
+            store.put_entry(_CACHED, kernel.spec.id, known)
 
 
 def cached_kernels(store: Store) -> set[str]:

@@ -18,10 +18,11 @@ class Architecture:
     `name` is docs/contract.md's spelling, `debian` the distribution's, `uname` what `uname -m` says, `elf_machine` the
     `e_machine` value of its vmlinux, `syscall_prefix` what libbpf's arch_specific_syscall_pfx() says.
 
-    QEMU: `machine` and `cpu` are its -M and -cpu, `firmware` one of its files to use for -bios in place of the board's,
-    `virtio` the bus of its virtio devices. `console` is the guest's console device; `second_uart` the one that carries
-    frames for kernels without virtio_console (None: this board has no second), and `uart_device` the QEMU device to
-    add for it where -serial gives no second one. `saved` is whether an emulated guest goes on when it is restored.
+    QEMU: `machine` and `cpu` are its -M and -cpu, `cpus_instead` what to take, best first, where a QEMU does not
+    know `cpu`, `firmware` one of its files to use for -bios in place of the board's, `virtio` the bus of its virtio
+    devices. `console` is the guest's console device; `second_uart` the one that carries frames for kernels without
+    virtio_console (None: this board has no second), and `uart_device` the QEMU device to add for it where -serial
+    gives no second one. `saved` is whether an emulated guest goes on when it is restored.
 
     Kernel: `boot_modules` are the modules it takes to reach the host, `tcg_args` what it is told under emulation,
     `pvh` whether QEMU can start its uncompressed vmlinux at a PVH entry, `image_magic` where (offset) and
@@ -40,6 +41,7 @@ class Architecture:
     elf_machine: int
     byteorder: Literal["little", "big"]
     syscall_prefix: str
+    cpus_instead: tuple[str, ...] = ()
     uart_device: str | None = None
     firmware: str | None = None
     virtio: Literal["pci", "ccw"] = "pci"
@@ -64,12 +66,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             tcg_args=("tsc=reliable", "no_timer_check"), pvh=True,
         ),
         # No pointer authentication to compute (`max` takes several times as long), yet 16 KB pages, which the
-        # arm64-16k kernels need, and LSE atomics, which bpf_jit_supports_insn() asks for (6.10). The board has one
-        # PL011; a 16550 on PCI is the second UART.
+        # arm64-16k kernels need, and LSE atomics, which bpf_jit_supports_insn() asks for (6.10). QEMU before 7.1 has no
+        # such model: `max` has the atomics too, which its plainer models lack (no 16 KB pages there before 7.0). The
+        # board has one PL011; a 16550 on PCI is the second UART.
         Architecture(
             name="arm64", debian="arm64", uname="aarch64", qemu="qemu-system-aarch64", qemu_package="qemu-system-arm",
-            machine="virt", cpu="cortex-a76", console="ttyAMA0", second_uart="ttyS0", uart_device="pci-serial",
-            elf_machine=183, byteorder="little", syscall_prefix="arm64",
+            machine="virt", cpu="cortex-a76", cpus_instead=("max,pauth=off", "max"), console="ttyAMA0",
+            second_uart="ttyS0", uart_device="pci-serial", elf_machine=183, byteorder="little", syscall_prefix="arm64",
             image_magic=(0x38, b"ARM\x64"),
         ),
         Architecture(

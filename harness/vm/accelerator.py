@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import GuestLostError
+from harness.errors import CacheError, GuestLostError
 from harness.model.arch import Architecture
 from harness.store import Store
 
@@ -18,6 +20,10 @@ KVM = "kvm"
 TCG = "tcg"
 # A guest under a KVM that works answers within two seconds; one that hangs burns system time until it is killed.
 PROBE_SECONDS = 10.0
+
+# What this process has seen, for caches that cannot be written (and give no locks).
+_SEEN: dict[tuple[Path, str], dict[str, object]] = {}
+_ALONE = threading.Lock()
 
 _DEVICE = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -35,18 +41,21 @@ def choose(arch: Architecture, qemu_version: str, store: Store, attempt: Callabl
     """KVM where it has been seen to work since the host started, TCG otherwise.
 
     `attempt` boots a real guest with KVM and raises GuestLostError when it does not answer within PROBE_SECONDS. It
-    is called at most once per host boot and QEMU; parallel callers wait for the first.
+    is called at most once per host boot and QEMU (and process, where the cache cannot be written); parallel callers
+    wait for the first.
     """
     impossible = _impossible(arch)
     if impossible is not None:
         return Accelerator(name=TCG, reason=impossible)
     number = qemu_version.partition(" ")[0]
     key = f"{arch.name}-{number}-{_BOOT_ID.read_text().strip()}"
-    known = store.entry("kvm", key)
+    seen = store.root, key
+    known = store.entry("kvm", key) or _SEEN.get(seen)
     if known is None:
-        with store.lock(f"kvm {key}"):
-            known = store.entry("kvm", key) or _tried(attempt)
-            store.put_entry("kvm", key, known)
+        with _ALONE, store.lock(f"kvm {key}"):
+            known = _SEEN[seen] = store.entry("kvm", key) or _SEEN.get(seen) or _tried(attempt)
+            with suppress(CacheError):
+                store.put_entry("kvm", key, known)
     name = KVM if known.get("works") is True else TCG
     return Accelerator(name=name, reason=str(known.get("reason")))
 

@@ -19,6 +19,8 @@ from harness.vm.console import Console
 from harness.vm.devices import Device
 from harness.vm.qmp import Qmp
 
+# The first with `-machine memory-backend=`, which every guest gets.
+OLDEST = (5, 0)
 _MAX_COMPLAINT = 2000
 _MOST_SAID = 64 << 10
 _VERSION = re.compile(r"version (\d+\.\d+\.\d+)(?: \((.*)\))?")
@@ -42,6 +44,31 @@ def version(qemu: str) -> str:
         message = f"{qemu} --version says no version: {text[:80]!r}"
         raise InfrastructureError(message)
     return match[1] if match[2] is None else f"{match[1]} ({match[2]})"
+
+
+def older_than_needed(version: str) -> str | None:
+    """What is wrong with a QEMU of this version, in words; None when nothing is."""
+    numbers = tuple(int(number) for number in version.partition(" ")[0].split("."))
+    if numbers >= OLDEST:
+        return None
+    return f"QEMU {'.'.join(map(str, OLDEST))} or newer is needed, this is {version}"
+
+
+@functools.cache
+def first_cpu(qemu: str, machine: str, models: tuple[str, ...]) -> str:
+    """The first of these -cpu words that this QEMU makes a machine with; when it takes none, the first, so that QEMU
+    itself says what is wrong with it. Where there is no choice nothing is tried.
+    """
+    if len(models) == 1:
+        return models[0]
+    return next((model for model in models if _makes(qemu, machine, model)), models[0])
+
+
+def _makes(qemu: str, machine: str, cpu: str) -> bool:
+    """Whether QEMU comes as far as its monitor with such a machine (-cpu help names models, not their properties)."""
+    words = [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", machine, "-cpu", cpu, "-S"]
+    done = proc.run([*words, "-monitor", "stdio"], stdin=b"quit\n", check=False, timeout=30)
+    return done.returncode == 0
 
 
 def kernel_line(devices: Sequence[Device]) -> str:

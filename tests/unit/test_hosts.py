@@ -225,7 +225,7 @@ def cached() -> None:
 _VERSION = "case $* in *--version*) echo 'QEMU emulator version 9.9.{}';; *)"
 QEMUS = {
     # what it does | cell status, exit status, what the reason says
-    "echo 'QEMU emulator version 0.14.0'; exit 0": ("crashed", 7, "QEMU ended before the guest came up"),
+    "echo 'QEMU emulator version 0.14.0'; exit 0": ("crashed", 7, "QEMU 5.0 or newer is needed, this is 0.14.0"),
     f"{_VERSION.format(1)} echo 'cannot allocate memory' >&2; exit 1;; esac": ("crashed", 7, "cannot allocate memory"),
     f"{_VERSION.format(2)} kill -9 $$;; esac": ("crashed", 7, "QEMU ended"),
     f"{_VERSION.format(3)} kill -SEGV $$;; esac": ("crashed", 7, "QEMU ended"),

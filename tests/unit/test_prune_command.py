@@ -17,7 +17,8 @@ _DAY = 86400
 
 
 def _save(store: Store, key: str, fill: bytes, day: int, about: dict[str, str] | None) -> None:
-    files = {"memory": store.put_bytes(fill * 3 * _MIB), "state": store.put_bytes(fill * 4096)}
+    files = {"memory": store.put_bytes(fill * 3 * _MIB), "state": store.put_bytes(fill * 4096),
+             "sha256sums": store.put_bytes(b"")}  # fmt: skip
     os.utime(store.put_tree("guests", key, files), (day * _DAY, day * _DAY))
     if about is not None:
         store.put_entry("guests", key, about)

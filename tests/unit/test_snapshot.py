@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.errors import CacheError
 from harness.session import Session
 from harness.store import Store
 from harness.vm import accelerator, snapshot
@@ -32,23 +34,32 @@ def test_a_sparse_copy_holds_the_same_bytes_and_no_zero_pages(writes: list[tuple
         for page, data in writes:
             os.pwrite(source, data, page * PAGE)
         expected = os.pread(source, 700 * PAGE, 0)
-        target = Path(f"/proc/self/fd/{os.memfd_create('target')}")
-        snapshot._copy_sparse(source, target)
-        assert target.read_bytes() == expected
+        target = os.memfd_create("target")
+        snapshot.copy_sparse(source, target)
+        assert os.pread(target, 701 * PAGE, 0) == expected
         touched = sum(any(expected[place : place + PAGE]) for place in range(0, len(expected), PAGE))
-        assert target.stat().st_blocks * 512 <= touched * PAGE
+        assert os.fstat(target).st_blocks * 512 <= touched * PAGE
+        os.close(target)
     finally:
         os.close(source)
-        os.close(int(target.name))
+
+
+def _saved(store: Store, memory: bytes = b"m" * 5000, state: bytes = b"s") -> snapshot.SavedGuest:
+    with store.scratch() as scratch:
+        made = snapshot.SavedGuest(tree=scratch)
+        made.memory.write_bytes(memory)
+        made.state.write_bytes(state)
+        made.sums.write_text(f"{hashlib.sha256(state).hexdigest()}  state\n")
+        store.put_derived("guests", "k", {path.name: path for path in scratch.iterdir()}, mode=0o644)
+    saved = snapshot.find(store, "k")
+    assert saved is not None
+    return saved
 
 
 def test_a_saved_guest_is_found_until_it_is_dropped(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         assert snapshot.find(store, "k") is None
-        files = {"memory": store.put_bytes(b"m" * 5000), "state": store.put_bytes(b"s")}
-        store.put_tree("guests", "k", files)
-        saved = snapshot.find(store, "k")
-        assert saved is not None
+        saved = _saved(store)
         assert saved.memory.read_bytes() == b"m" * 5000
         assert saved.bytes >= 5000
         snapshot.drop(store, "k")
@@ -59,6 +70,33 @@ def test_half_a_saved_guest_is_none(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.put_tree("guests", "k", {"memory": store.put_bytes(b"m")})
         assert snapshot.find(store, "k") is None
+
+
+def test_a_saved_guest_that_has_changed_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        saved = _saved(store, bytes(1 << 20), b"state")
+        snapshot.check(saved, 1)
+        with pytest.raises(CacheError, match="not as large"):
+            snapshot.check(saved, 2)
+        for damaged in (b"stat", b"stbte", b""):
+            saved.state.write_bytes(damaged)
+            with pytest.raises(CacheError, match="not what was saved"):
+                snapshot.check(saved, 1)
+        saved.state.write_bytes(b"state")
+        saved.sums.write_bytes(b"\xff")
+        with pytest.raises(CacheError, match="not what was saved"):
+            snapshot.check(saved, 1)
+        saved.sums.unlink()
+        with pytest.raises(OSError, match="sha256sums"):
+            snapshot.check(saved, 1)
+
+
+def test_what_is_in_the_way_of_saving_is_known_before(tmp_path: Path) -> None:
+    with Store(tmp_path / "cache") as store:
+        assert snapshot.obstacle(store, 1) is None
+        assert "may be needed" in str(snapshot.obstacle(store, 1 << 40))
+    (tmp_path / "file").write_bytes(b"")
+    assert "cannot be written" in str(snapshot.obstacle(Store(tmp_path / "file"), 1))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ def test_a_derived_file_is_moved_and_is_no_blob(store):
         assert store.put_derived("index", "k", {"index": directory / "made"}) == tree
     assert (tree / "index").read_bytes() == b"index"
     assert (tree / "index").stat().st_mode & 0o777 == 0o444
+    with store.scratch() as directory:
+        (directory / "made").write_bytes(b"memory")
+        tree = store.put_derived("guests", "k", {"memory": directory / "made"}, mode=0o640)
+        assert (tree / "memory").stat().st_mode & 0o777 == 0o640
+        store.drop_tree("guests", "k")
     assert not (store.root / "blobs").exists()
     assert store.prune(cap_bytes=0).removed == ("trees/index/k",)
 
@@ -271,6 +276,36 @@ def test_killed_at_each_step_the_next_run_comes_to_the_same(store: Store, step: 
     }
     assert list((store.root / "tmp").iterdir()) == []
     store.close()
+
+
+@pytest.mark.parametrize(
+    "removal", ["store.drop_tree('k', 'a')", "store.trim('k', cap_bytes=0)", "store.prune(cap_bytes=0)"]
+)
+def test_killed_while_it_removes_a_tree_no_half_one_is_left(store: Store, removal: str) -> None:
+    """SIGKILL before each call that changes the disk, until it comes through: whole all the time, or not there."""
+    code = (
+        "import signal\n"
+        "def hook(event, args):\n"
+        "    if event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'shutil.rmtree'):\n"
+        "        if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        left[0] -= 1\n"
+        "files = {name: store.put_bytes(name.encode() * 5000) for name in ('x', 'y', 'z')}\n"
+        "store.put_tree('k', 'a', files)\n"
+        f"left = [int(sys.argv[1])]\nsys.addaudithook(hook)\n{removal}\n"
+    )
+    for step in range(20):
+        killed = _python(code.replace("int(sys.argv[1])", str(step)), store)
+        killed.communicate()
+        tree = store.tree("k", "a")
+        assert tree is None or sorted(path.name for path in tree.iterdir()) == ["x", "y", "z"]
+        store.close()
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode == 0
+    assert step > 3
+    with store.scratch():
+        assert list(store.root.glob("tmp/gone/*")) == []
 
 
 def _full(*_args: object, **_keywords: object) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 
 from harness import boot
 from harness.session import JudgeRequest, Session, SessionOptions
+from harness.store import Store
+from harness.vm import snapshot
 from tests.support import guests
 from tests.support.objects import PROGRAMS, compile_object
 
@@ -85,8 +89,7 @@ def test_a_restored_guest_judges_as_a_cold_one(tmp_path: Path) -> None:
 def test_every_program_is_judged_alike_cold_restored_and_alone(identity: str, tmp_path: Path) -> None:
     """One booted guest for all of programs/, one restored guest for all, and a restored guest for each."""
     kernel = guests.kernel(identity)
-    assert kernel.spec.arch.target_macro
-    macro = f"-D__TARGET_ARCH_{kernel.spec.arch.target_macro}"
+    macro = {X86: "-D__TARGET_ARCH_x86", ARM: "-D__TARGET_ARCH_arm64"}[identity]
     objects = {
         path.name: compile_object(path, tmp_path / f"{path.stem}.o", macro).read_bytes()
         for path in sorted(PROGRAMS.glob("*.bpf.c"))
@@ -126,9 +129,6 @@ def test_objects_of_any_size_travel_both_ways() -> None:
 
 
 def test_a_saved_guest_that_is_damaged_is_dropped_and_the_kernel_booted(tmp_path: Path) -> None:
-    from harness.store import Store
-    from harness.vm import snapshot
-
     kernel = guests.kernel(X86)
     with Store(tmp_path / "cache") as own:
         options = guests.options(kernel, store=own, sources=guests.faulty_sources())
@@ -137,11 +137,53 @@ def test_a_saved_guest_that_is_damaged_is_dropped_and_the_kernel_booted(tmp_path
             assert session.provenance.start == "restored"
         saved = snapshot.find(own, recipe.key())
         assert saved is not None
-        saved.state.chmod(0o644)
-        saved.state.write_bytes(b"nonsense")
+        state = bytearray(saved.state.read_bytes())
+        state[len(state) // 2] ^= 1
+        saved.state.write_bytes(state)
         with Session(kernel, options) as session:
             assert ask(session, "none")["fault"] == "none"
-            assert any("dropped" in note for note in session.provenance.notes)
+            assert session.provenance.start == "restored", "of a guest that has been saved anew"
+            (note,) = session.provenance.notes
+            assert "dropped" in note
+            assert "is not what was saved" in note
+        # What only QEMU notices.
+        saved.state.write_bytes(b"nonsense")
+        saved.sums.write_text(f"{hashlib.sha256(b'nonsense').hexdigest()}  state\n")
+        with Session(kernel, options) as session:
+            assert ask(session, "none")["fault"] == "none"
+            (note,) = session.provenance.notes
+            assert "dropped" in note
+            assert "QEMU" in note
+
+
+def test_a_cache_that_cannot_be_written_gives_its_guests_and_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mounted read-only: what is saved is restored, what is not is booted once, and not made ready to be saved."""
+    if os.geteuid():
+        pytest.skip("needs root, to mount")
+    kernel = guests.kernel(X86)
+    with Store(tmp_path / "cache") as own:
+        options = guests.options(kernel, store=own, sources=guests.faulty_sources())
+        with Session(kernel, options):
+            pass
+    root = str(tmp_path / "cache")
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+        with Session(kernel, options) as session:
+            assert ask(session, "none")["fault"] == "none"
+            assert (session.provenance.start, session.provenance.notes) == ("restored", ())
+        monkeypatch.setattr(Session, "_save", None)
+        another = {**options.sources, "guest/none.py": b""}
+        with Session(kernel, replace(options, sources=another)) as session:
+            assert ask(session, "none")["fault"] == "none"
+            assert session.provenance.start == "cold"
+            (note,) = session.provenance.notes
+            assert "the guest was not saved" in note
+            assert "Read-only file system" in note
+    finally:
+        subprocess.run(["umount", "-l", root], check=True)
 
 
 def _recipe(options: SessionOptions, kernel: Any) -> boot.Recipe:
