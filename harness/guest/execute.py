@@ -205,12 +205,15 @@ def _exit(**known: Any) -> dict[str, Any]:
 def repl(machine: Any, work: str = WORK) -> None:
     """Python's prompt with the loader at hand."""
     import code
+    from contextlib import suppress
 
     from . import judge
 
     names = {"machine": machine, "judge": judge.judge, "Machine": judge.Machine}
+    names.update({"exit": sys.exit, "quit": sys.exit})  # which site.py would give, and it is not loaded here
     words = (
         "corematrix: kernel %s. `machine` is what the loader knows of it (machine.features, machine.btf),\n"
         "`judge(machine, data, request, print)` loads an object. Files given are in %s." % (os.uname().release, work)
     )
-    code.interact(words, None, names, "")
+    with suppress(SystemExit):
+        code.interact(words, None, names, "")

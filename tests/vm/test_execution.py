@@ -69,15 +69,16 @@ def test_output_status_signal_files_and_libraries(tmp_path: Path) -> None:
         session.close()
 
 
-def test_a_shell_is_on_a_terminal() -> None:
-    """Python's prompt, typed at through a terminal of our own; it ends with Ctrl-D, and its echo comes back."""
+@pytest.mark.parametrize("end", [b"\x04", b"exit()\r"])
+def test_a_shell_is_on_a_terminal(end: bytes) -> None:
+    """Python's prompt, typed at through a terminal of our own; it ends with Ctrl-D or exit()."""
     guests.packages(guests.kernel(KERNEL).spec.arch)
     command = [sys.executable, "-m", "harness.cli", "shell", KERNEL]
     master, slave = pty.openpty()
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=subprocess.PIPE) as process:
         os.close(slave)
         said = b""
-        typed = [b"import sys; print(sys.stdin.isatty(), machine.features['prog_name'])\r", b"\x04"]
+        typed = [b"import sys; print(sys.stdin.isatty(), machine.features['prog_name'])\r", end]
         while True:
             try:
                 data = os.read(master, 4096)
@@ -88,7 +89,7 @@ def test_a_shell_is_on_a_terminal() -> None:
                 os.write(master, typed.pop(0))
         os.close(master)
         assert process.wait(timeout=60) == 0
-    assert b"True True" in said
+    assert b"True True" in said and b"Error" not in said
 
 
 def test_a_machine_of_somebodys_wants_a_yes() -> None:
