@@ -40,9 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rules", metavar="VERSION", help="follow the rules of this libbpf release (default: the newest)")
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--format", choices=("text", "json"), default="text", help="on standard output (default: text)")
-    add("--json", metavar="FILE", help="also write JSON there")
-    add("--jobs", type=int, metavar="N", help="processes (default: one for each core, and one)")
+    add("--json", metavar="FILE", help="also write JSON there; - for standard output")
+    add("--jobs", type=_positive, metavar="N", help="processes (default: one for each core, and one)")
     add("--quiet", action="store_true", help="no progress, only the report")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
@@ -74,9 +81,10 @@ def exit_status(result: SweepResult) -> int:
 
 
 def _show(result: SweepResult, options: argparse.Namespace, stdout: TextIO) -> None:
-    text = json.dumps(to_json(result), indent=1) + "\n" if options.json or options.format == "json" else ""
-    stdout.write(text if options.format == "json" else report.render(result))
-    if options.json:
+    as_json = options.format == "json" or options.json == "-"
+    text = json.dumps(to_json(result), indent=1) + "\n" if options.json or as_json else ""
+    stdout.write(text if as_json else report.render(result))
+    if options.json and options.json != "-":
         write_whole(Path(options.json), text)
 
 
@@ -108,6 +116,10 @@ def _targets(options: argparse.Namespace, store: Store) -> tuple[tuple[Target, .
     """BTFs in order, and what has to be said of kernels that are not there."""
     paths = [Path(word) for word in options.btf if Path(word).exists()]
     globs = [word for word in options.btf if not Path(word).exists()]
+    for word in globs:
+        if "/" in word:
+            message = f"--btf {word}: no such file or directory"
+            raise UsageError(message)
     found = list(find_targets(paths))
     notes: tuple[str, ...] = ()
     if globs or not options.btf:

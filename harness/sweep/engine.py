@@ -11,16 +11,20 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from harness.errors import InfrastructureError, UsageError
+from harness.errors import CacheError, InfrastructureError, UsageError
 from harness.guest.errors import GuestError
 from harness.inspection import Conditions
 from harness.model.arch import ARCHITECTURES
@@ -123,8 +127,21 @@ def _batches(worker: _Worker, processes: int) -> Iterator[list[Answered]]:
     except BrokenProcessPool as error:
         message = "a process of the sweep died (out of memory?)"
         raise InfrastructureError(message, remedy="try again with --jobs 1") from error
+    except BaseException:  # Ctrl-C
+        _abandon(worker)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _abandon(worker: _Worker) -> None:
+    """End the processes without waiting for the kernels they have begun, and remove what those left in the cache."""
+    processes = multiprocessing.active_children()
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+    worker.sweep_up()
 
 
 def _chunks(count: int, processes: int) -> list[range]:
@@ -163,6 +180,11 @@ class _Worker:
 
     def close(self) -> None:
         self._store.close()
+
+    def sweep_up(self) -> None:
+        """The first scratch of a store removes that of the dead."""
+        with suppress(CacheError), self._store, self._store.scratch():
+            pass
 
     def work(self, chunk: Sequence[int]) -> list[Answered]:
         return [self._answered(index) for index in chunk]
@@ -250,12 +272,15 @@ _Seen = list[int]
 
 
 def _seen(path: Path) -> _Seen:
-    """By what a file is known again: size, times, inode. UsageError when it is not there."""
+    """By what a file is known again: size, times, inode. UsageError when it is none: a pipe would never end."""
     try:
         found = path.stat()
     except OSError as error:
         message = f"{path}: cannot be read: {error.strerror}"
         raise UsageError(message) from error
+    if not stat.S_ISREG(found.st_mode):
+        message = f"{path}: not a regular file"
+        raise UsageError(message)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
@@ -273,8 +298,17 @@ def _begin(worker: _Worker) -> None:
     Finalize(worker, worker.close, exitpriority=0)  # its scratch
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # what came with the fork is never garbage, and looking at it would copy it
     _mine.append(worker)
+
+
+def _end_with_parent() -> None:
+    """A parent killed by SIGKILL says nothing to its pool, whose processes would wait for work ever after."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(chunk: Sequence[int]) -> list[Answered]:

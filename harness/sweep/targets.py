@@ -62,7 +62,9 @@ def _below(path: Path) -> Iterator[Target]:
         yield _target(path)
         return
     suffixes = ARCHIVE_SUFFIXES + _RAW_SUFFIXES
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes) or _is_vmlinux(file))
+    files = sorted(
+        file for file in path.rglob("*") if (file.name.endswith(suffixes) or _is_vmlinux(file)) and not file.is_dir()
+    )
     if not files:
         message = f"{path}: no BTF below this directory"
         raise UsageError(message, remedy="a tree of distro/version/arch/release.btf.tar.xz is expected, as BTFHub's")
@@ -71,7 +73,7 @@ def _below(path: Path) -> Iterator[Target]:
 
 
 def _is_vmlinux(file: Path) -> bool:
-    return (file.name == "vmlinux" or file.name.startswith("vmlinux-")) and file.is_file()
+    return file.name == "vmlinux" or file.name.startswith("vmlinux-")
 
 
 def _target(path: Path) -> Target:

@@ -6,7 +6,11 @@ import io
 import json
 import lzma
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,27 @@ def sweep(tmp_path, monkeypatch, capsys):
 
 
 # -- the index
+
+
+ENDLESS = """
+import os, pathlib, sys, time
+from harness import cli
+from harness.sweep import engine
+def endless(path):
+    pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+engine.read_btf = endless
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def until(look, suits, seconds=60.0):
+    """What `look` finds once it suits."""
+    deadline = time.monotonic() + seconds
+    while not suits(found := look()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
 
 
 def opened(tmp_path, data, **options):
@@ -474,10 +499,41 @@ def test_processes_leave_nothing_in_the_cache_but_indexes(sweep, tree, obj, tmp_
     assert not (tmp_path / "cache" / "blobs").exists()
 
 
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)]
+)
+def test_what_never_ends_is_not_read(sweep, tree, obj, make):
+    make(tree / "beta" / "9" / "x86_64" / "4.19.0.btf")
+    (tree / "beta" / "9" / "x86_64" / "directory.btf").mkdir()
+    status, out, _ = sweep(obj, "--btf", tree)
+    assert status == 1
+    (said,) = [line for line in out.splitlines() if line.startswith("not judged: ")]
+    assert "4.19.0.btf: not a regular file" in said or "4.19.0.btf: cannot be read: Too many" in said
+    assert "against 7 BTFs" in out
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_leaves_no_process_and_goes_on_next_time(tmp_path, tree, obj, interruption):
+    """Its processes say that they have begun, and never come to an end by themselves."""
+    cache, began = tmp_path / "cache", tmp_path / "began"
+    began.mkdir()
+    words = [sys.executable, "-c", ENDLESS, began, "sweep", obj, "--btf", tree, "--jobs", "2"]
+    environment = {**os.environ, "COREMATRIX_CACHE": str(cache), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        workers = until(lambda: [int(path.name) for path in began.iterdir()], lambda found: len(found) == 2)
+        process.send_signal(interruption)
+        process.communicate(timeout=60)  # its end is that of the last process that holds the pipes
+    assert process.returncode == (-9 if interruption == signal.SIGKILL else 130)
+    until(lambda: [pid for pid in workers if Path("/proc", str(pid)).exists()], lambda alive: not alive)
+    if interruption != signal.SIGKILL:
+        assert list((cache / "tmp").iterdir()) == []
+
+
 def test_json_is_written_beside_the_text(sweep, tree, obj, tmp_path):
     _, out, _ = sweep(obj, "--btf", tree, "--json", tmp_path / "sweep.json")
     assert "refused" in out
     assert json.loads((tmp_path / "sweep.json").read_text())["type"] == "sweep"
+    assert json.loads(sweep(obj, "--btf", tree, "--json", "-")[1])["type"] == "sweep"
 
 
 @pytest.mark.parametrize(
@@ -486,12 +542,18 @@ def test_json_is_written_beside_the_text(sweep, tree, obj, tmp_path):
         (["--set", "nobody=1"], "no object here has a .rodata variable"),
         (["--set", "x"], "expected VAR=VALUE"),
         (["--rules", "newest"], "not a libbpf version"),
+        (["--btf", "nowhere/at-all"], "no such file"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(sweep, tree, obj, words, said):
     status, _, err = sweep(obj, "--btf", tree, *words)
     assert status == 2
     assert said in err
+
+
+def test_no_processes_are_no_number_of_processes(sweep, tree, obj):
+    with pytest.raises(SystemExit, match="2"):
+        sweep(obj, "--btf", tree, "--jobs", "0")
 
 
 def test_kernels_that_nobody_has(sweep, obj):
