@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def run_guests(
     globs: Sequence[str],
     store: Store,
     wanted: Callable[[str, str], bool] = lambda _kernel, _name: True,
+    large: Sequence[str] = (),
 ) -> Iterator[Compared]:
     """Both loaders on all objects in a guest of each kernel that a glob of `kernels.yaml` ids names; only where
-    `wanted` says so of kernel and object, when its turn comes.
+    `wanted` says so of kernel and object, when its turn comes. Objects that a glob of `large` names are known to need
+    a larger guest: a small one that runs out of memory may hang until its deadline.
     """
     loaded = config.load_matrix()
     for spec in matrix.select_kernels(loaded.kernels, matrix.KernelSelector(globs=tuple(globs))):
@@ -56,16 +59,17 @@ def run_guests(
             continue
         packages = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
         options = SessionOptions(store=store, packages=packages, on_event=_say)
-        yield from _OneKernel(kernel, spec, options).run(rest, wanted)
+        yield from _OneKernel(kernel, spec, options, large).run(rest, wanted)
 
 
 class _OneKernel:
     """The guests of one kernel, each opened when it is needed: of the size its row says, and a large one."""
 
-    def __init__(self, kernel: Kernel, spec: KernelSpec, options: SessionOptions) -> None:
+    def __init__(self, kernel: Kernel, spec: KernelSpec, options: SessionOptions, large: Sequence[str]) -> None:
         self._kernel = kernel
         self._spec = spec
         self._options = options
+        self._large = large
         self._sessions: dict[int, Session] = {}
         self._model = model_of(kernel)
         self._guest_code = payload.fingerprint(dict(options.sources))[:12]
@@ -89,10 +93,12 @@ class _OneKernel:
 
     def _one(self, name: str, data: bytes) -> Compared:
         usual = self._spec.memory_mb
-        try:
-            one, short = self._pair(name, data, usual)
-        except GuestLostError as error:
-            one, short = None, f"lost: {error}"
+        one, short = None, "known to need it"
+        if not any(fnmatchcase(name, glob) for glob in self._large):
+            try:
+                one, short = self._pair(name, data, usual)
+            except GuestLostError as error:
+                short = f"lost: {error}"
         if one is not None and short is None:
             return one
         try:

@@ -112,6 +112,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, help="with --into: begin no further object after so long")
     parser.add_argument("--again", action="store_true", help="with --into: once more what did not agree")
+    parser.add_argument(
+        "--large", action="append", default=[], metavar="GLOB", help="objects for which the usual guest is too small"
+    )
     parser.add_argument("objects", nargs="*", metavar="GLOB_OR_FILE")
     options = parser.parse_args(arguments)
     try:
@@ -147,7 +150,7 @@ def _run(options: argparse.Namespace, wanted: Callable[[str, str], bool]) -> Ite
         if options.kernels:
             from tests.corpus.guests import run_guests
 
-            yield from run_guests(chosen, options.kernels, store, wanted)
+            yield from run_guests(chosen, options.kernels, store, wanted, options.large)
         else:
             yield from run_local(chosen, options.libbpf, wanted)
 
