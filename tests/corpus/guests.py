@@ -41,10 +41,11 @@ def run_guests(
     store: Store,
     wanted: Callable[[str, str], bool] = lambda _kernel, _name: True,
     large: Sequence[str] = (),
+    deadline: float = USUAL_SECONDS,
 ) -> Iterator[Compared]:
     """Both loaders on all objects in a guest of each kernel that a glob of `kernels.yaml` ids names; only where
     `wanted` says so of kernel and object, when its turn comes. Objects that a glob of `large` names are known to need
-    a larger guest: a small one that runs out of memory may hang until its deadline.
+    a larger guest: a small one that runs out of memory may hang until its `deadline` (seconds for an object and loader).
     """
     loaded = config.load_matrix()
     for spec in matrix.select_kernels(loaded.kernels, matrix.KernelSelector(globs=tuple(globs))):
@@ -59,17 +60,20 @@ def run_guests(
             continue
         packages = GuestPackages(paths=debs.paths, provenance=tuple(debs.provenance()))
         options = SessionOptions(store=store, packages=packages, on_event=_say)
-        yield from _OneKernel(kernel, spec, options, large).run(rest, wanted)
+        yield from _OneKernel(kernel, spec, options, large, deadline).run(rest, wanted)
 
 
 class _OneKernel:
     """The guests of one kernel, each opened when it is needed: of the size its row says, and a large one."""
 
-    def __init__(self, kernel: Kernel, spec: KernelSpec, options: SessionOptions, large: Sequence[str]) -> None:
+    def __init__(
+        self, kernel: Kernel, spec: KernelSpec, options: SessionOptions, large: Sequence[str], deadline: float
+    ) -> None:
         self._kernel = kernel
         self._spec = spec
         self._options = options
         self._large = large
+        self._deadline = deadline
         self._sessions: dict[int, Session] = {}
         self._model = model_of(kernel)
         self._guest_code = payload.fingerprint(dict(options.sources))[:12]
@@ -123,7 +127,7 @@ class _OneKernel:
         if size not in self._sessions:
             sized = replace(self._kernel, spec=replace(self._spec, memory_mb=size))
             usual = size == self._spec.memory_mb
-            options = replace(self._options, judge_seconds=USUAL_SECONDS) if usual else self._options
+            options = replace(self._options, judge_seconds=self._deadline) if usual else self._options
             self._sessions[size] = Session(sized, options)
         request = JudgeRequest(name=plain_name(name), loader=loader, evidence=loader == "python", rules=rules)
         return self._sessions[size].judge(request, data, lambda _message: None)

@@ -115,6 +115,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--large", action="append", default=[], metavar="GLOB", help="objects for which the usual guest is too small"
     )
+    parser.add_argument(
+        "--deadline", type=float, default=90.0, help="seconds a usual guest may take for an object and loader"
+    )
     parser.add_argument("objects", nargs="*", metavar="GLOB_OR_FILE")
     options = parser.parse_args(arguments)
     try:
@@ -150,7 +153,7 @@ def _run(options: argparse.Namespace, wanted: Callable[[str, str], bool]) -> Ite
         if options.kernels:
             from tests.corpus.guests import run_guests
 
-            yield from run_guests(chosen, options.kernels, store, wanted, options.large)
+            yield from run_guests(chosen, options.kernels, store, wanted, options.large, options.deadline)
         else:
             yield from run_local(chosen, options.libbpf, wanted)
 
