@@ -135,8 +135,10 @@ class DebugLog:
     def _on_extern(self, text: str, level: int) -> None:
         numbered = ") #" in text[:20]
         name = text.rpartition(", name ")[2] if numbered else _between(text, "'", "'")
-        unknown = dict.fromkeys(("kind", "outcome", "value", "reason", "weak"))
+        unknown = dict.fromkeys(("kind", "outcome", "value", "reason", "weak", "off"))
         entry = self.externs.setdefault(name, unknown)
+        if numbered and ", off " in text:
+            entry["off"] = int(_between(text, ", off ", ","))
         if "(" in text[:8]:
             entry["kind"] = _EXTERN_KINDS.get(_between(text, "(", ")"))
         said = text.partition("': ")[2]

@@ -113,14 +113,23 @@ class Facts:
 
     def _images(self, load: Load) -> dict[str, tuple[int, int]]:
         """Address and size of the initial contents of each read-only data map."""
-        images = {}
-        for name, pointer in load.maps.items():
-            if self._lib.bpf_map__is_internal(pointer) and ".rodata" in name:
-                size = ctypes.c_size_t()
-                address = self._lib.bpf_map__initial_value(pointer, ctypes.byref(size))
-                if address:
-                    images[name] = (address, size.value)
-        return images
+        return {name: place for name in load.maps if ".rodata" in name and (place := self._image(load, name))}
+
+    def _kconfig_image(self, load: Load) -> bytes | None:
+        """What libbpf put into its map of Kconfig values."""
+        for name in load.maps:
+            place = self._image(load, name) if name.endswith(".kconfig") else None
+            if place is not None:
+                return ctypes.string_at(*place)
+        return None
+
+    def _image(self, load: Load, name: str) -> tuple[int, int] | None:
+        """Address and size of the initial contents of one of libbpf's own maps, None where there are none."""
+        pointer, size = load.maps[name], ctypes.c_size_t()
+        if not self._lib.bpf_map__is_internal(pointer):
+            return None
+        address = self._lib.bpf_map__initial_value(pointer, ctypes.byref(size))
+        return (address, size.value) if address else None
 
     # --- the object ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class Facts:
                 self._decisions[key] = decision
         self._found.update(load.log.found)
         self._number_lines()
-        self._externs = extern_rows(load.log)
+        self._externs = extern_rows(load.log, self._file, self._kconfig_image(load))
         self._maps = [self._map_row(load, name, pointer) for name, pointer in load.maps.items()]
         for phase, spent in load.seconds.items():
             self._seconds[phase] += spent

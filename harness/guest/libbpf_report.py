@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from time import perf_counter
 
 from . import btf_load, settings
 from .bpf_object import SEC_RODATA
 from .core_spec import kind_word
+from .errors import GuestError
 from .evidence import Collector, Subject, is_guard, returns_nothing
+from .externs import Externs
+from .kconfig import parse_u64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .bpf_object import BpfObject
+    from .kconfig import Extern
     from .libbpf_debug_log import DebugLog
     from .libbpf_doors import Verdict
 
@@ -33,13 +38,44 @@ def core_kind(kind: int) -> str:
     return kind_word(kind)
 
 
-def extern_rows(log: DebugLog) -> list[dict[str, Any]]:
-    """One row for each extern libbpf knows of; values are libbpf's text."""
-    return [
-        {"name": name, "kind": said["kind"], "type": None, "value": said["value"], "weak": said["weak"],
-         "outcome": _extern_outcome(said), "reason": said["reason"]}
-        for name, said in log.externs.items()
-    ]  # fmt: skip
+def extern_rows(log: DebugLog, file: BpfObject | None, kconfig: bytes | None) -> list[dict[str, Any]]:
+    """One row for each extern libbpf knows of, spelled as our own loader spells its rows (externs.py). Outcomes, places
+    and addresses are what libbpf said, Kconfig values the bytes in its `.kconfig` map (`kconfig`); from the object
+    `file` comes only what is declared there: kind, type, weak. Without either, values are libbpf's text.
+    """
+    declared = _declared(file) if log.externs else None
+    rows = {row["name"]: row for row in declared.facts()} if declared is not None else {}
+    config = {extern.name: extern for extern in declared.kconfig} if declared is not None else {}
+    found = []
+    for name, said in log.externs.items():
+        known = rows.get(name, said)
+        found.append(
+            {"name": name, "kind": known["kind"], "type": known.get("type"), "value": said["value"],
+             "weak": known["weak"], "outcome": _extern_outcome(said), "reason": said["reason"]}
+        )  # fmt: skip
+        if name in config:
+            _set_kconfig_value(found[-1], config[name], said["off"], kconfig)
+        elif name in rows:
+            found[-1]["value"] = parse_u64(said["value"] or "") if known["type"] == "typeless" else None
+    return found
+
+
+def _declared(file: BpfObject | None) -> Externs | None:
+    try:
+        return Externs(file) if file is not None else None
+    except GuestError:
+        return None
+
+
+def _set_kconfig_value(row: dict[str, Any], extern: Extern, off: int | None, image: bytes | None) -> None:
+    """From libbpf's memory, at the place libbpf named; as `externs` has it, a strong one without a value has none."""
+    if row["outcome"] != "resolved" and not extern.weak:
+        row["value"] = None
+    elif image is not None and off is not None and off + extern.size <= len(image):
+        extern.value = image[off : off + extern.size]
+        row["value"] = extern.plain_value(sys.byteorder)
+    else:
+        row["type"] = None
 
 
 def _extern_outcome(said: dict[str, Any]) -> str:

@@ -106,8 +106,11 @@ def _map(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[s
 
 def _extern(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     yield from _fields(mine, theirs, ("outcome",))
-    number = _number(theirs["value"])
-    if mine["kind"] == "kconfig" and isinstance(mine["value"], int) and number is not None and mine["value"] != number:
+    if mine["kind"] != "kconfig" or mine["value"] is None or theirs["value"] is None:
+        return  # a symbol's address is the kernel's matter
+    spelled = theirs.get("type") is None  # libbpf's own text, of which numbers can be read
+    value = _number(theirs["value"]) if spelled else theirs["value"]
+    if value is not None and (not spelled or isinstance(mine["value"], int)) and mine["value"] != value:
         yield "value", mine["value"], theirs["value"]
 
 

@@ -40,12 +40,13 @@ def run_guests(
     globs: Sequence[str],
     store: Store,
     wanted: Callable[[str, str], bool] = lambda _kernel, _name: True,
+    *,
     large: Sequence[str] = (),
     deadline: float = USUAL_SECONDS,
 ) -> Iterator[Compared]:
     """Both loaders on all objects in a guest of each kernel that a glob of `kernels.yaml` ids names; only where
     `wanted` says so of kernel and object, when its turn comes. Objects that a glob of `large` names are known to need
-    a larger guest: a small one that runs out of memory may hang until its `deadline` (seconds for an object and loader).
+    a larger guest: a small one that runs out of memory may hang until its `deadline` (seconds, for one loader).
     """
     loaded = config.load_matrix()
     for spec in matrix.select_kernels(loaded.kernels, matrix.KernelSelector(globs=tuple(globs))):

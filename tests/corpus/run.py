@@ -153,7 +153,9 @@ def _run(options: argparse.Namespace, wanted: Callable[[str, str], bool]) -> Ite
         if options.kernels:
             from tests.corpus.guests import run_guests
 
-            yield from run_guests(chosen, options.kernels, store, wanted, options.large, options.deadline)
+            yield from run_guests(
+                chosen, options.kernels, store, wanted, large=options.large, deadline=options.deadline
+            )
         else:
             yield from run_local(chosen, options.libbpf, wanted)
 

@@ -146,6 +146,10 @@ def test_externs_and_maps_are_compared_by_name() -> None:
     assert disagreements(_facts(externs=[extern]), _facts(externs=[told])) == []
     assert _fields(_facts(externs=[extern]), _facts(externs=[{**told, "value": "0xfb"}])) == [("extern", "value")]
     assert _fields(_facts(externs=[extern]), _facts()) == [("extern", "present")]
+    for kind, mine, theirs in (("bool", True, False), ("tristate", "y", "m"), ("char array", "none", "")):
+        typed = {**extern, "type": kind, "value": mine}
+        assert disagreements(_facts(externs=[typed]), _facts(externs=[dict(typed)])) == []
+        assert _fields(_facts(externs=[typed]), _facts(externs=[{**typed, "value": theirs}])) == [("extern", "value")]
     good = {"name": "m", "type": "hash", "errno": None}
     assert _fields(_facts(maps=[good]), _facts(maps=[{**good, "errno": 22}])) == [("map", "errno")]
 

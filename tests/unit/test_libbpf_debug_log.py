@@ -90,6 +90,7 @@ def test_externs_of_kconfig() -> None:
     found, missing = log.externs["CONFIG_HZ"], log.externs["CONFIG_COREMATRIX_NO_U64"]
     assert (found["kind"], found["outcome"], found["value"]) == ("kconfig", "resolved", "250")
     assert (missing["kind"], missing["outcome"], missing["weak"]) == ("kconfig", "missing", True)
+    assert (found["off"], missing["off"]) == (36, 0)
 
 
 def test_kernel_functions_found_and_not() -> None:
