@@ -9,7 +9,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +17,7 @@ from harness import inspection
 from harness.errors import UsageError
 from harness.guest.btf import Btf
 from harness.guest.errors import GuestError
-from harness.guest.kconfig import kernel_version
+from harness.guest.kconfig import kernel_version, reads_debian_version
 from harness.inspection import Conditions, Inspection, command
 from harness.inspection.text import render_text
 from harness.model.machines import local_architecture
@@ -48,17 +48,19 @@ def this_machine(rules: str | None = None, root: Path = _ROOT) -> Machine:
         raise UsageError(message, remedy="it wants CONFIG_DEBUG_INFO_BTF=y; or name BTF from elsewhere with --btf")
     where, text = _kconfig(root, uname.release)
     arch = local_architecture()
-    number = kernel_version(uname.release, uname.version, _read(root / "proc/version_signature"))
+    conditions = Conditions(rules=rules)
+    version = uname.version if reads_debian_version(conditions.rules_number) else ""
+    number = kernel_version(uname.release, version, _read(root / "proc/version_signature"))
     return Machine(
         release=uname.release,
         btf=btf,
         kconfig=where,
-        conditions=Conditions(
+        conditions=replace(
+            conditions,
             kconfig=text,
             release=f"{number >> 16}.{number >> 8 & 255}.{number & 255}" if number else None,
             byteorder=sys.byteorder,
             syscall_prefix=arch.syscall_prefix if arch else "x64",
-            rules=rules,
         ),
     )
 

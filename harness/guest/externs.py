@@ -31,6 +31,18 @@ if TYPE_CHECKING:
 _KFUNC_FLAVORS = (1, 3)
 
 
+def kfunc_name(ksym: Ksym, rules: tuple[int, ...] | None = None) -> str:
+    """What libbpf looks a kernel symbol of known type up as, by the rules of a version (None: the newest)."""
+    return essential_name(ksym.name) if ksym.is_func and flavors_ignored(rules) else ksym.name
+
+
+def flavors_ignored(rules: tuple[int, ...] | None) -> bool:
+    """Whether a version of libbpf (None: the newest) passes over a kernel function's flavor, and over a weak one of
+    another type.
+    """
+    return rules is None or rules >= _KFUNC_FLAVORS
+
+
 class Ksym:
     """A symbol of the kernel: `type_id` is its type in the object's BTF (a variable's without modifiers, a function's
     prototype), 0 for a typeless one. Resolved: `is_set`, and either `btf_id` with `btf_obj_fd` (0: vmlinux) and for
@@ -92,12 +104,12 @@ class Externs:
         gives up; what was resolved by then stays.
         """
         try:
-            self._resolve(kernel, rules is None or rules >= _KFUNC_FLAVORS)
+            self._resolve(kernel, rules)
         except ExternError as error:
             self._refused = None if error.missing else error.name
             raise
 
-    def _resolve(self, kernel: KernelSymbols, flavors: bool) -> None:
+    def _resolve(self, kernel: KernelSymbols, rules: tuple[int, ...] | None) -> None:
         if self.kconfig:
             names = [x.name for x in self.kconfig]
             kconfig.resolve(
@@ -112,13 +124,12 @@ class Externs:
             _resolve_addresses(typeless, kernel)
         for ksym in self.ksyms:
             if ksym.type_id:
-                self._resolve_typed(ksym, kernel, flavors)
+                self._resolve_typed(ksym, kernel, rules)
         kconfig.require(self.ksyms)  # type: ignore[arg-type]
 
-    def _resolve_typed(self, ksym: Ksym, kernel: KernelSymbols, flavors: bool) -> None:
+    def _resolve_typed(self, ksym: Ksym, kernel: KernelSymbols, rules: tuple[int, ...] | None) -> None:
         kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-        name = essential_name(ksym.name) if ksym.is_func and flavors else ksym.name
-        found = kernel.find(name, kind)
+        found = kernel.find(kfunc_name(ksym, rules), kind)
         if found is None:
             ksym.why = "not in the kernel's BTF" if kernel.btf() is not None else "the kernel has no BTF of its own"
             if not ksym.weak:
@@ -128,7 +139,7 @@ class Externs:
             return
         btf, type_id, module = found
         if not self._compatible(ksym, btf, type_id):
-            if ksym.is_func and ksym.weak and flavors:
+            if ksym.is_func and ksym.weak and flavors_ignored(rules):
                 return
             raise ksym.refuse(ksym.why or "incompatible types")
         ksym.is_set, ksym.btf_id = True, type_id

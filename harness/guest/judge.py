@@ -13,7 +13,7 @@ from . import btf as B
 from . import evidence, probe
 from .errors import GuestError
 from .externs import KernelSymbols
-from .kconfig import kernel_version
+from .kconfig import kernel_version, reads_debian_version
 from .modules import ModuleBtf, load_all
 from .syscall import MAP_GET_NEXT_ID, PROG_GET_NEXT_ID, Bpf
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 KERNEL_BTF = "/sys/kernel/btf/vmlinux"
-# Since then libbpf reads "Debian 6.1.192-2" in uname's version; before it took 6.1.0 from its release.
-_READS_DEBIAN_VERSION = (1, 2)
 _GONE_SECONDS = 5.0
 # What BPF programs look into most: their members are read before a guest is saved.
 _COMMON = (
@@ -126,7 +124,7 @@ class Machine:
     @property
     def kern_version(self) -> int:
         """KERNEL_VERSION() of this kernel as libbpf tells it (get_kernel_version())."""
-        newer = self._rules is None or self._rules >= _READS_DEBIAN_VERSION
+        newer = reads_debian_version(self._rules)
         if newer not in self._versions:
             uname = os.uname()
             signature = _read("/proc/version_signature")

@@ -360,6 +360,13 @@ def require(externs: Iterable[Extern]) -> None:
 # -- LINUX_KERNEL_VERSION (get_kernel_version)
 
 
+def reads_debian_version(rules: tuple[int, ...] | None) -> bool:
+    """Whether a version of libbpf (None: the newest) reads "Debian 6.1.192-2" in uname's version; before it took 6.1.0
+    from its release.
+    """
+    return rules is None or rules >= (1, 2)
+
+
 def kernel_version(release: str, version: str = "", signature: str | None = None) -> int:
     """LINUX_KERNEL_VERSION, 0 when it cannot be told.
 

@@ -37,6 +37,11 @@ class Conditions:
     syscall_prefix: str = "x64"
     rules: str | None = None
 
+    @property
+    def rules_number(self) -> tuple[int, ...] | None:
+        """`rules` as the guest's modules take it."""
+        return None if self.rules is None else tuple(int(word) for word in self.rules.split(".")[:2])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:

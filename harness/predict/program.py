@@ -168,8 +168,8 @@ def _program(
 
 
 def kconfig_of(externs: Iterable[Mapping[str, Any]]) -> dict[str, object]:
-    """Kconfig values by name, from facts or from an inspection; a weak one that is not set is 0. Facts of the loader
-    libbpf name no type, and spell values as Kconfig does.
+    """Kconfig values by name, from facts or from an inspection; a weak one that is not set is 0. Where facts of the
+    loader libbpf name no type, values are spelled as Kconfig does.
     """
     rows = [x for x in externs if x.get("kind") == "kconfig" and x.get("outcome") in ("resolved", "missing")]
     return {x["name"]: _value_of(x) for x in rows}

@@ -17,9 +17,8 @@ from harness.guest import kconfig
 from harness.guest.bpf_object import BpfObject, Prog
 from harness.guest.core_match import Matcher
 from harness.guest.errors import CoreError, GuestError
-from harness.guest.externs import Externs, Ksym
+from harness.guest.externs import Externs, Ksym, flavors_ignored, kfunc_name
 from harness.guest.loader import OLD_HELPER
-from harness.guest.names import essential_name
 from harness.guest.prog_types import EXP_ATTACH_OPT, parse_section
 from harness.inspection import Conditions, Inspection, inspect_opened
 from harness.model.result import GUARD_KINDS
@@ -156,17 +155,17 @@ class Subject:
             for index, relo in enumerate(inspection.relos)
         )
         enums = {name: _enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
-        absent = self._absent(btf, reached, enums, has_functions)
+        absent = self._absent(btf, reached, enums, has_functions, conditions.rules_number)
         progs = {
             prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent, enums)
             for prog in self.obj.entry_progs
             if prog.autoload
         }
-        detail = self._detail(inspection, reached, btf, has_functions) if detailed else None
+        detail = self._detail(inspection, reached, btf, has_functions, conditions.rules_number) if detailed else None
         return Answer(relocations, progs, detail)
 
     def _detail(
-        self, inspection: Inspection, reached: Mapping[str, Reached], btf: B.Btf, has_functions: bool
+        self, inspection: Inspection, reached: Mapping[str, Reached], btf: B.Btf, has_functions: bool, rules: Version
     ) -> Detail:
         names = {number: name for name, number in _enumerators(btf, "bpf_func_id").items()}
         progs = {}
@@ -182,7 +181,7 @@ class Subject:
                 point=attach_point(prog, btf, has_functions),
             )
         externs = tuple((row["name"], row["value"]) for row in inspection.externs)
-        return Detail(progs, extern_points(self._all_ksyms, btf, has_functions), externs)
+        return Detail(progs, extern_points(self._all_ksyms, btf, has_functions, rules), externs)
 
     # -- programs
 
@@ -209,7 +208,7 @@ class Subject:
         return Fate("unknown", reason=f"the configuration decides: {why}") if why is not None else Fate("loads")
 
     def _absent(
-        self, btf: B.Btf, reached: Mapping[str, Reached], enums: Enums, has_functions: bool
+        self, btf: B.Btf, reached: Mapping[str, Reached], enums: Enums, has_functions: bool, rules: Version
     ) -> dict[str, str]:
         """Why a program cannot load, by its name, and under "" why none can: its type, a helper it calls, its attach
         target, a kernel function or variable the object needs. What only vmlinux was searched for says so.
@@ -224,7 +223,7 @@ class Subject:
             if why is not None:
                 found[prog.name] = why
         for ksym in self._ksyms if has_functions else ():
-            why = _unlike(self.obj, ksym, btf)
+            why = _unlike(self.obj, ksym, btf, rules)
             if why is not None:
                 found.setdefault("", why)
         return found
@@ -238,8 +237,8 @@ class Subject:
 
     @cached_property
     def _ksyms(self) -> list[Ksym]:
-        """Kernel functions and variables the object cannot do without, those of known type."""
-        return [ksym for ksym in self._all_ksyms if ksym.type_id and not ksym.weak]
+        """Kernel functions and variables of known type."""
+        return [ksym for ksym in self._all_ksyms if ksym.type_id]
 
     # -- prediction
 
@@ -361,6 +360,7 @@ def _field(relo: Mapping[str, Any]) -> str:
 
 
 Enums = Mapping[str, Mapping[str, int]]
+Version = tuple[int, ...] | None
 
 
 def unknown_type(prog: Prog, enums: Enums) -> str | None:
@@ -391,10 +391,14 @@ def _enumerators(btf: B.Btf, name: str) -> dict[str, int]:
     return dict(btf.enumerators(btf.type(id_))) if id_ is not None else {}
 
 
-def _unlike(obj: BpfObject, ksym: Any, btf: B.Btf) -> str | None:
-    """Why a kernel function or variable is not what the object declares; None when it is."""
+def _unlike(obj: BpfObject, ksym: Ksym, btf: B.Btf, rules: Version) -> str | None:
+    """Why libbpf gives the object up for a kernel function or variable; None when it does not. A weak one may be
+    missing, yet what is there must be what the object declares (but for weak functions, since flavors are passed over).
+    """
     kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-    id_ = btf.find(essential_name(ksym.name) if ksym.is_func else ksym.name, kind)
+    id_ = btf.find(kfunc_name(ksym, rules), kind)
+    if id_ is None and ksym.weak:
+        return None
     if id_ is None:
         return f"externs: no {ksym.kind} {ksym.name} in vmlinux (a module may have it)"
     target = btf.type(id_).type
@@ -404,4 +408,6 @@ def _unlike(obj: BpfObject, ksym: Any, btf: B.Btf) -> str | None:
         alike = Matcher(obj.btf, btf).types_are_compat(ksym.type_id, target)
     except CoreError as error:
         return f"externs: {ksym.name}: {error.message}"
-    return None if alike else f"externs: {ksym.kind} {ksym.name} has another signature"
+    if alike or (ksym.is_func and ksym.weak and flavors_ignored(rules)):
+        return None
+    return f"externs: {ksym.kind} {ksym.name} has another signature"

@@ -174,6 +174,7 @@ class _Worker:
         self.targets = targets
         self._store = Store(root)
         self._rules = rules
+        self._rules_number = Conditions(rules=rules).rules_number
         self._detailed = detailed
         self._subjects: dict[int, Subject] = {}
         self._told: set[tuple[int, int]] = set()
@@ -214,11 +215,11 @@ class _Worker:
         subject = self._of(number)
         arch = ARCHITECTURES.get(target.arch or "")
         conditions = Conditions(
+            rules=self._rules,
             kconfig=_text(target.kconfig) if target.kconfig is not None and subject.has_kconfig else None,
-            release=target.kernel_version,
+            release=target.version_by(self._rules_number),
             byteorder=subject.obj.byteorder,
             syscall_prefix=arch.syscall_prefix if arch else "x64",
-            rules=self._rules,
         )
         return subject.against(btf, conditions, model, btf.has_functions, detailed=self._detailed)
 

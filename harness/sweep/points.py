@@ -13,8 +13,7 @@ from harness.c_types import c_signature, c_type
 from harness.guest import btf as B
 from harness.guest.bpf_object import Prog
 from harness.guest.errors import CoreError
-from harness.guest.externs import Ksym
-from harness.guest.names import essential_name
+from harness.guest.externs import Ksym, kfunc_name
 from harness.guest.prog_types import ATTACH_BTF, ATTACH_PREFIX, ATTACH_TYPES, PROG_TYPE, parse_section
 
 # A typedef `btf_trace_NAME` stands for every tracepoint since 5.5, e8c423fb31fa; this one is in every kernel.
@@ -62,11 +61,15 @@ def attach_point(prog: Prog, btf: B.Btf, has_functions: bool) -> Point | None:
     return None
 
 
-def extern_points(ksyms: Iterable[Ksym], btf: B.Btf, has_functions: bool) -> tuple[Point, ...]:
-    """Kernel functions and variables of known type, weak ones included."""
+def extern_points(
+    ksyms: Iterable[Ksym], btf: B.Btf, has_functions: bool, rules: tuple[int, ...] | None = None
+) -> tuple[Point, ...]:
+    """Kernel functions and variables of known type, weak ones included, by the names a version of libbpf looks for
+    (None: the newest).
+    """
     return tuple(
         _point(
-            ksym.kind, essential_name(ksym.name) if ksym.is_func else ksym.name,
+            ksym.kind, kfunc_name(ksym, rules),
             B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR, btf, has_functions,
         )
         for ksym in ksyms

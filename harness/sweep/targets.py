@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.guest.kconfig import reads_debian_version
 from harness.model.arch import ARCHITECTURES
 from harness.model.kernel import Kernel
 from harness.model.release import natural
@@ -41,6 +42,10 @@ class Target:
     kernel_version: str | None = None
     digest: str | None = None
     kconfig: Path | None = None
+
+    def version_by(self, rules: tuple[int, ...] | None) -> str | None:
+        """`kernel_version` as a version of libbpf tells it (None: the newest)."""
+        return self.kernel_version if reads_debian_version(rules) else _three_numbers(self.release)
 
     @property
     def order(self) -> tuple[object, ...]:

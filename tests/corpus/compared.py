@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness.judge.agreement import disagreements
@@ -65,6 +66,11 @@ def compare(name: str, kernel: str, python: dict[str, Any], libbpf: dict[str, An
             if prog["autoload"] and not prog["loaded"]
         ],
     )
+
+
+def plain_name(name: str) -> str:
+    """The object's name as a request has it: the last part, without what no map name may hold."""
+    return Path(name).name.replace("#", "_")
 
 
 def summary(compared: Sequence[Compared]) -> str:

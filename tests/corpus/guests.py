@@ -24,7 +24,7 @@ from harness.errors import CorematrixError, GuestLostError
 from harness.model.kernel import Kernel, KernelSpec
 from harness.session import JudgeRequest, Session, SessionOptions
 from harness.store import Store
-from tests.corpus.compared import Compared, compare
+from tests.corpus.compared import Compared, compare, plain_name
 from tests.corpus.foretold import held_against, model_of
 
 Objects = Sequence[tuple[str, Path]]
@@ -76,7 +76,8 @@ class _OneKernel:
         self._large = large
         self._deadline = deadline
         self._sessions: dict[int, Session] = {}
-        self._model = model_of(kernel)
+        assert kernel.btf is not None, "every kernel of the gate has BTF"
+        self._model = model_of(kernel.btf)
         self._guest_code = payload.fingerprint(dict(options.sources))[:12]
 
     def run(self, objects: Objects, wanted: Callable[[str, str], bool]) -> Iterator[Compared]:
@@ -121,7 +122,7 @@ class _OneKernel:
             self._close(size)
             raise
         short = short_of_memory(libbpf) or short_of_memory(python)
-        told = held_against(python, data, plain_name(name), self._kernel, self._model)
+        told = held_against(python, data, plain_name(name), self._model)
         return replace(compare(name, self._spec.id, python, libbpf), **told), short
 
     def _ask(self, name: str, data: bytes, size: int, loader: str, rules: str | None) -> dict[str, Any]:
@@ -147,11 +148,6 @@ def short_of_memory(facts: Mapping[str, Any]) -> str | None:
                 return f"{facts['loader']}: {what} {row['name']}: ENOMEM"
     error = facts["object_error"]
     return f"{facts['loader']}: {error['message']}" if error and error["errno"] == errno.ENOMEM else None
-
-
-def plain_name(name: str) -> str:
-    """The object's name as a request has it: the last part, without what no map name may hold."""
-    return Path(name).name.replace("#", "_")
 
 
 def _say(text: str) -> None:

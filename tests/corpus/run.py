@@ -10,22 +10,25 @@ command goes on where the last one ended, and the summary is of all there is.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CorematrixError
+from harness.predict.models import Model
 from harness.store import Store
 from tests.corpus.campaign import Campaign, table
-from tests.corpus.compared import Compared, compare, summary
+from tests.corpus.compared import Compared, compare, plain_name, summary
 from tests.corpus.fetch import CorpusObject, fetch_all
+from tests.corpus.foretold import held_against, model_of
 
 _BATCH = 16
-_SECONDS_PER_OBJECT = 60
+_SECONDS_PER_OBJECT = 120
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,7 +50,7 @@ def run_local(
             if name in answers:
                 both = answers[name]
                 yield (
-                    compare(name, "local", both["python"], both["libbpf"])
+                    _compared(name, path.read_bytes(), both["python"], both["libbpf"])
                     if "python" in both
                     else Compared(name=name, kernel="local", trouble=both["trouble"])
                 )
@@ -55,6 +58,16 @@ def run_local(
                 yield Compared(name=name, kernel="local", trouble=why)
             else:
                 pending.insert(0, [(name, path)])
+
+
+def _compared(name: str, data: bytes, python: dict[str, Any], libbpf: dict[str, Any]) -> Compared:
+    told = held_against(python, data, plain_name(name), _local_model())
+    return replace(compare(name, "local", python, libbpf), **told)
+
+
+@functools.cache
+def _local_model() -> Model:
+    return model_of(Path("/sys/kernel/btf/vmlinux"))
 
 
 def _worker(batch: Sequence[tuple[str, Path]], libbpf: str | None) -> tuple[dict[str, Any], str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.guest import libbpf_loader
 from harness.guest.judge import Machine, judge
+from tests.corpus.compared import plain_name
 
 
 def main() -> None:
@@ -17,12 +18,12 @@ def main() -> None:
     request = json.loads(sys.stdin.read())
     machine = Machine.survey()
     rules = libbpf_loader.version(request["libbpf"] or libbpf_loader.DEFAULT_PATH)
-    common = {"libbpf": request["libbpf"], "rules": rules, "evidence": False}
+    common = {"libbpf": request["libbpf"], "rules": rules}
     for name, path in request["objects"]:
         answer: dict[str, Any] = {"name": name}
         try:
             for loader in ("libbpf", "python"):
-                ask = {**common, "name": Path(name).name.replace("#", "_"), "loader": loader}
+                ask = {**common, "name": plain_name(name), "loader": loader, "evidence": loader == "python"}
                 answer[loader] = judge(machine, Path(path).read_bytes(), ask, lambda _message: None)
         except Exception:
             answer = {"name": name, "trouble": traceback.format_exc()}

@@ -19,7 +19,9 @@ import pytest
 
 from harness.guest import libbpf_loader
 from harness.guest.judge import Machine, judge
+from harness.inspection import Conditions
 from harness.judge.agreement import disagreements
+from harness.sweep.answers import Subject
 from tests.support.clang import compile_bpf
 from tests.support.real_libbpf import needs_bpf
 
@@ -159,6 +161,19 @@ def test_symbols(case: Case) -> None:
     if on.btf is None or on.btf.find("bpf_task_acquire", 12) is None:
         pytest.skip("this kernel has no bpf_task_acquire()")
     _both(case, on)
+
+
+@pytest.mark.parametrize("rules", ["1.1.2", None])
+@pytest.mark.parametrize("case", [case for case in KSYMS if "typeless" not in case.name], ids=lambda case: case.name)
+def test_a_sweep_foretells_symbols_by_the_rules_of_either(case: Case, rules: str | None) -> None:
+    """Whoever has no kernel at hand, but its BTF, must hear the same."""
+    on = _machine()
+    if on.btf is None or on.btf.find("bpf_task_acquire", 12) is None:
+        pytest.skip("this kernel has no bpf_task_acquire()")
+    subject = Subject(compile_bpf(case.text), "object.bpf.o", "object", {}, None)
+    fate = subject.against(on.btf, Conditions(rules=rules), None, has_functions=True).progs["prog"]
+    refused = fate.outcome == "refused" and (fate.reason or "").startswith("externs: ")
+    assert refused == ((case.old if rules else case.new) is not None), fate
 
 
 @pytest.mark.parametrize("case", STRUCT_OPS, ids=lambda case: case.name)

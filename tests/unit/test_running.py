@@ -62,6 +62,16 @@ def asked(root, *words):
     return status, [json.loads(line) for line in out.getvalue().splitlines()]
 
 
+def test_an_old_libbpf_takes_debians_release_for_its_version(root, monkeypatch):
+    """As libbpf 1.1.2 answers on these machines (docs/corpus.md: pcp's biolatency)."""
+    (root / "proc/version_signature").unlink()
+    words = ("Linux", "host", "5.10.0-46-cloud-amd64", "#1 SMP Debian 5.10.192-1 (2026-05-01)", "x86_64")
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(words))
+    assert running.this_machine(None, root).conditions.release == "5.10.192"
+    assert running.this_machine("1.2.0", root).conditions.release == "5.10.192"
+    assert running.this_machine("1.1.2", root).conditions.release == "5.10.0"
+
+
 def test_configuration_and_release_are_this_machines(root, obj):
     status, lines = asked(root, obj)
     externs = {row["name"]: row["value"] for row in lines[-1]["externs"]}

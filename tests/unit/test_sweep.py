@@ -317,6 +317,15 @@ def test_a_tree_names_distribution_version_architecture_and_release(tree):
         find_targets([tree / "gamma"])
 
 
+def test_debians_patch_level_is_in_the_package_and_an_old_libbpf_does_not_see_it():
+    debian = Target(
+        id="d", distro="debian", version="cloud", arch="x86_64", release="6.1.0-56-cloud-amd64", path=Path("x"),
+        kernel_version="6.1.192",
+    )  # fmt: skip
+    assert [debian.version_by(rules) for rules in (None, (1, 5), (1, 2))] == ["6.1.192"] * 3
+    assert debian.version_by((1, 1)) == "6.1.0"  # libbpf 1.1.2's get_kernel_version() reads uname's release
+
+
 # -- classes and ranges
 
 
