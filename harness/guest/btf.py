@@ -22,17 +22,15 @@ from .names import essential_name
 
 (
     BTF_KIND_UNKN, BTF_KIND_INT, BTF_KIND_PTR, BTF_KIND_ARRAY, BTF_KIND_STRUCT, BTF_KIND_UNION,
-    BTF_KIND_ENUM, BTF_KIND_FWD,
-    BTF_KIND_TYPEDEF, BTF_KIND_VOLATILE, BTF_KIND_CONST, BTF_KIND_RESTRICT, BTF_KIND_FUNC,
-    BTF_KIND_FUNC_PROTO, BTF_KIND_VAR,
+    BTF_KIND_ENUM, BTF_KIND_FWD, BTF_KIND_TYPEDEF, BTF_KIND_VOLATILE, BTF_KIND_CONST, BTF_KIND_RESTRICT,
+    BTF_KIND_FUNC, BTF_KIND_FUNC_PROTO, BTF_KIND_VAR,
     BTF_KIND_DATASEC, BTF_KIND_FLOAT, BTF_KIND_DECL_TAG, BTF_KIND_TYPE_TAG, BTF_KIND_ENUM64,
 ) = range(20)  # fmt: skip
 
 # btf_kind_str() in libbpf
 KIND_NAMES = (
     "unknown", "int", "ptr", "array", "struct", "union", "enum", "fwd", "typedef", "volatile",
-    "const", "restrict", "func",
-    "func_proto", "var", "datasec", "float", "decl_tag", "type_tag", "enum64",
+    "const", "restrict", "func", "func_proto", "var", "datasec", "float", "decl_tag", "type_tag", "enum64",
 )  # fmt: skip
 
 BTF_INT_SIGNED, BTF_INT_CHAR, BTF_INT_BOOL = 1, 2, 4
@@ -124,6 +122,7 @@ class Btf:
         self._pointer_size = pointer_size
         self._cache: dict[int, Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
+        self._enumerators: dict[int, list[tuple[str, int]]] = {}
         self._ids: dict[str, list[int]] = {}
         self._flavored: dict[str, list[int]] | None = None
         if len(data) < HEADER_LEN:
@@ -223,6 +222,10 @@ class Btf:
 
     def string(self, offset: int) -> str:
         """The string at `offset` as text."""
+        start = offset - self._strings_start
+        end = self._strings.find(b"\0", start, start + _LONG_NAME) if start > 0 else -1
+        if end >= 0:  # of usual length, as nearly all are
+            return self._strings[start:end].decode("utf-8", "surrogateescape")
         return self.string_bytes(offset).decode("utf-8", "surrogateescape") if offset else ""
 
     def _all_strings(self) -> bytes:
@@ -372,15 +375,16 @@ class Btf:
 
     def enumerators(self, t: Type) -> list[tuple[str, int]]:
         """Enumerators: (name, value) with the value as stored: signed 32 bits for enum, unsigned 64 for enum64."""
-        btf = self._owner(t)
-        words, string, first = btf._words, btf.string, t.place + 3
-        if t.kind == BTF_KIND_ENUM64:
-            return [
-                (string(words[at]), words[at + 1] | words[at + 2] << 32) for at in range(first, first + 3 * t.vlen, 3)
-            ]
-        return [
-            (string(words[at]), (words[at + 1] ^ 0x80000000) - 0x80000000) for at in range(first, first + 2 * t.vlen, 2)
-        ]
+        btf, step = self._owner(t), 3 if t.kind == BTF_KIND_ENUM64 else 2
+        known, words, string = btf._enumerators.get(t.id), btf._words, btf.string
+        if known is None:
+            places = range(t.place + 3, t.place + 3 + step * t.vlen, step)
+            if step == 3:
+                known = [(string(words[at]), words[at + 1] | words[at + 2] << 32) for at in places]
+            else:
+                known = [(string(words[at]), (words[at + 1] ^ 0x80000000) - 0x80000000) for at in places]
+            btf._enumerators[t.id] = known
+        return known
 
     def array(self, t: Type) -> tuple[int, int, int]:
         """An array: (element type id, index type id, number of elements)."""

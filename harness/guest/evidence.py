@@ -357,5 +357,10 @@ def _ranges(numbers: set[int] | None, code: bytes) -> list[list[int]] | None:
     """Ranges, with the second half of an ldimm64 where its first half is."""
     if numbers is None:
         return None
-    whole = {n + 1 for n in numbers if n * I.INSN_SIZE < len(code) and code[n * I.INSN_SIZE] == I.LDIMM64}
-    return verifier_log.ranges(numbers | whole)
+    opcodes, whole = code[:: I.INSN_SIZE], set(numbers)
+    at = opcodes.find(I.LDIMM64)
+    while at >= 0:
+        if at in numbers:
+            whole.add(at + 1)
+        at = opcodes.find(I.LDIMM64, at + 1)
+    return verifier_log.ranges(whole)

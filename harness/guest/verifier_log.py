@@ -67,19 +67,12 @@ def visited(log: bytes) -> set[int]:
     from the hundredth on they look like the walk's own lines. A walk begins with a line of registers,
     `0: R1=ctx() R10=fp0`.
     """
-    found: set[int] = set()
-    walking = False
-    for line in log.split(b"\n"):
-        at = line.find(b": ")
-        if not 0 < at < 9 or not line[:at].isdigit():
-            continue
-        following = line[at + 2 : at + 3]
-        if following == b"(":
-            found.add(int(line[:at]))
-        elif following == b"R" and not walking:
-            walking = True
-            found.clear()
-    return found
+    pieces = (b"\n" + log[_walk(log) :]).split(b": (")
+    pieces.pop()
+    numbers = {piece[piece.rfind(b"\n") :] for piece in pieces}  # a number is a line's beginning, and comes many times
+    return {
+        int(number) for number in numbers if len(number) < 10 and number[:1] == b"\n" and number[1:].isdigit()
+    }
 
 
 def last_insn(log: bytes) -> int | None:

@@ -199,6 +199,7 @@ class IndexedBtf(B.Btf):
         self._pointer_size = pointer_size
         self._cache: dict[int, B.Type] = {}
         self._members: dict[int, list[tuple[str, int, int, int]]] = {}
+        self._enumerators: dict[int, list[tuple[str, int]]] = {}
         self._ids: dict[str, list[int]] = {}
         self._all_kinds = all_kinds
         self._strings_start = 0
@@ -233,6 +234,9 @@ class IndexedBtf(B.Btf):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def string(self, offset: int) -> str:
+        return self.string_bytes(offset).decode("utf-8", "surrogateescape") if offset else ""
 
     def string_bytes(self, offset: int) -> bytes:
         """The string at `offset`, without its NUL."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.guest import verifier_log as vl
 from harness.guest.loader import with_its_end
@@ -141,3 +145,28 @@ Live regs before insn:
 invalid func unknown#195896080
 """
     assert vl.visited(log) == {0, 77, 101}
+
+
+_WALKED = st.lists(
+    st.builds(
+        lambda head, middle, tail: f"{head}{middle}{tail}",
+        st.sampled_from(["0", "7", "12", "99999999", "123456789", " 5", "", "x3", "from 4 to 9", "3: R2", "8\t"]),
+        st.sampled_from([": (", ": R", ": ", ":(", " "]),
+        st.sampled_from(["85) call f#1", "12: (07) r1 += 2", "1=ctx() R10=fp0", "", "b7) r0 = 0 ; x: (y"]),
+    )
+)
+
+
+@given(_WALKED)
+def test_every_line_that_is_walked_through_counts_and_no_other(lines: list[str]) -> None:
+    """Line by line, as the sentences of `visited` say it."""
+    expected: set[int] = set()
+    walking = False
+    for line in lines:
+        match = re.match(r"([0-9]{1,8}): (.?)", line)
+        if match and match[2] == "(":
+            expected.add(int(match[1]))
+        elif match and match[2] == "R" and not walking:
+            walking = True
+            expected.clear()
+    assert vl.visited("\n".join(lines).encode()) == expected
