@@ -31,6 +31,7 @@ from harness.model.verdict import Start
 from harness.store import Store
 from harness.transport import ChannelClosedError, ChannelTimeoutError, question
 from harness.vm import accelerator, qemu, snapshot
+from harness.vm.halt import Halt
 from harness.vm.qmp import QmpError
 
 _MAX_BLOB = 32 << 20
@@ -74,8 +75,8 @@ class SessionOptions:
     """`cold`: boot although a saved guest exists, and save nothing. `accelerator` None: KVM where it works, else TCG.
 
     `judge_seconds` replaces the deadline of one request. `on_event` gets lines for people, `on_console` all that a
-    guest's console said, once it has ended, from whatever thread ended it. `sources` are the guest's own modules (what
-    is in the package; tests add to them).
+    guest's console said, once it has ended, from whatever thread ended it. `halt` ends the guest from another thread
+    before there is a session. `sources` are the guest's own modules (what is in the package; tests add to them).
     """
 
     store: Store
@@ -85,6 +86,7 @@ class SessionOptions:
     judge_seconds: float | None = None
     on_event: Callable[[str], None] = lambda _line: None
     on_console: Callable[[str], None] = lambda _text: None
+    halt: Halt = field(default_factory=Halt)
     sources: Mapping[str, bytes] = field(default_factory=payload.sources)
 
 
@@ -205,7 +207,7 @@ class Session:
 
     def _try_kvm(self) -> None:
         """Boot this kernel with KVM, for `accelerator.choose`."""
-        guest = boot.start_cold(self._make_recipe(accelerator.KVM), savable=False)
+        guest = self._started(boot.start_cold(self._make_recipe(accelerator.KVM), savable=False))
         try:
             self._hello(guest, accelerator.PROBE_SECONDS)
         finally:
@@ -252,14 +254,24 @@ class Session:
         if saved is None:
             return None
         try:
-            return self._greeted(boot.start_saved(self._recipe, saved), self._deadlines.restore)
+            return self._greeted(self._started(boot.start_saved(self._recipe, saved)), self._deadlines.restore)
         except (GuestLostError, CacheError, OSError) as error:
+            self._options.halt.check()
             self._note(f"the saved guest did not come up and was dropped: {error}")
             snapshot.drop(store, key)
             return None
 
     def _boot(self, *, savable: bool) -> Guest:
-        return self._greeted(boot.start_cold(self._recipe, savable=savable), self._deadlines.boot)
+        return self._greeted(self._started(boot.start_cold(self._recipe, savable=savable)), self._deadlines.boot)
+
+    def _started(self, guest: Guest) -> Guest:
+        """A guest that runs and has not come up, so that it can be ended meanwhile."""
+        try:
+            self._options.halt.add(guest.qemu)
+        except BaseException:
+            self._end(guest)
+            raise
+        return guest
 
     def _save(self, key: str) -> None:
         """Boot a guest and save it; what cannot be saved is noted, and the caller boots cold."""

@@ -10,26 +10,29 @@ import functools
 import hashlib
 import os
 import platform
-import tempfile
+import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
 from harness.boot import GuestPackages
-from harness.errors import CorematrixError, Interrupted
+from harness.errors import CorematrixError, InfrastructureError, Interrupted
 from harness.executor.judging import Judging, cached_kernels, note_cached
 from harness.executor.local import STOPPED, Guest
-from harness.executor.plan import available_memory_mb
+from harness.executor.plan import available_memory_mb, total_memory_mb
 from harness.model.arch import ARCHITECTURES
 from harness.model.cell import Cell
 from harness.model.kernel import Kernel, KernelSpec
 from harness.model.result import CellResult
-from harness.rundir import RunDirectory
-from harness.store import Store
+from harness.rundir import PACKAGES, RunDirectory, file_name
+from harness.store import Store, digest_of
 from harness.vm import qemu
 
 # A guest that nobody asked anything for this long is ended; a run of which nothing was heard for so long is over (its
@@ -37,6 +40,11 @@ from harness.vm import qemu
 _IDLE_GUEST_SECONDS = 30.0
 _IDLE_RUN_SECONDS = 600.0
 _WATCH_SECONDS = 2.0
+# How long the end of a run waits for its cells to let go of their guests, which are killed. A download under way takes
+# longer, and is not waited for.
+_END_SECONDS = 5.0
+# Runs that were ended and must not begin again: what was sent to begin one may come after what ends it.
+_MOST_ENDED = 100
 # Sources whose files this worker can get by itself. Others name files of the submitter's machine.
 _REACHABLE = frozenset({"apt", "url"})
 _SHIPPED = "shipped-kernel"
@@ -63,13 +71,14 @@ class Wanting:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A result, with the files that belong to it (path below the run's directory -> text) and what guests are made
-    of.
+    """A result, with the files that belong to it (path below the run's directory, which was `directory` -> text) and
+    what guests are made of.
     """
 
     result: CellResult
     files: Mapping[str, str]
     packages: Sequence[dict[str, Any]]
+    directory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +101,19 @@ def announce() -> dict[str, Any]:
     with Store.default() as store:
         return {
             "version": __version__, "code": code(), "python": platform.python_version(), "host": platform.node(),
+            "dask": dask_version(),
             "arches": _emulators(), "kvm": os.access("/dev/kvm", os.R_OK | os.W_OK),
-            "memory_mb": available_memory_mb() * 3 // 4,
+            "memory_mb": available_memory_mb() * 3 // 4, "total_mb": total_memory_mb() * 3 // 4,
             "kernels": sorted(cached_kernels(store)),
             "cache": str(store.root),
         }  # fmt: skip
+
+
+def dask_version() -> str | None:
+    """Of Dask distributed, as installed here."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("distributed")
+    return None
 
 
 @functools.cache
@@ -120,23 +137,37 @@ def _emulators() -> dict[str, str]:
 
 
 def begin(context: Context) -> None:
-    """A run begins, or goes on, here."""
+    """A run begins, or goes on, here; unless it has been ended."""
     with _guard:
-        if context.run not in _runs:
+        if context.run not in _runs and context.run not in _ended:
             _runs[context.run] = _Run(context)
 
 
 def lacking(hashes: Sequence[str]) -> tuple[str, ...]:
-    """Those of these blobs that are not in this worker's cache."""
+    """Those of these blobs that are not in this worker's cache; what lies there under a hash and has another is no
+    longer there.
+    """
     with Store.default() as store:
-        return tuple(digest for digest in hashes if store.blob(digest) is None)
+        return tuple(digest for digest in hashes if _sound(store, digest) is None)
+
+
+def _sound(store: Store, digest: str) -> Path | None:
+    """The blob of this hash, if that is what it has."""
+    path = store.blob(digest)
+    if path is not None and digest_of(path) != digest:
+        path.unlink(missing_ok=True)
+        return None
+    return path
 
 
 def receive(run: str, blobs: Sequence[bytes], shipment: Shipment | None = None) -> None:
     """Put what the submitter sent into the cache, each under the hash of what really came; with a shipment, the kernel
-    it makes is this run's. KeyError when a blob of it has not come.
+    it makes is this run's. InfrastructureError when a blob of it has not come, or the run is over.
     """
-    found = _runs[run]
+    found = _runs.get(run)
+    if found is None:
+        message = "the run is over here"
+        raise InfrastructureError(message)
     for blob in blobs:
         found.store.put_bytes(blob)
     if shipment is not None:
@@ -148,14 +179,15 @@ def judge_cell(run: str, cell: Cell) -> Judged | Wanting | None:
     found = _runs.get(run)
     if found is None:
         return Wanting(what="run", why="this worker does not know the run")
-    with found.busy():
-        return found.judge(cell)
+    with found.busy() as on:
+        return found.judge(cell) if on else None
 
 
 def end(run: str) -> dict[str, str]:
     """End every guest of the run, whatever it is doing, and forget the run. What their consoles said, by file name."""
     with _guard:
         found = _runs.pop(run, None)
+        _ended.append(run)
     return found.end() if found is not None else {}
 
 
@@ -171,34 +203,46 @@ class _Run:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.store = Store.default()
-        self._directory = tempfile.TemporaryDirectory(prefix="corematrix-")
-        self._judging = Judging(
-            store=self.store, directory=RunDirectory(Path(self._directory.name)), rerun=str, **context.judging
-        )
+        self._held = ExitStack()
+        self._held.callback(self.store.close)
+        # In the cache, where the next writer removes it if this worker is killed.
+        self._directory = self._held.enter_context(self.store.scratch())
+        self._judging = Judging(store=self.store, directory=RunDirectory(self._directory), rerun=str, **context.judging)
         self._services = self._judging.services()
         self._kernels: dict[str, Kernel] = {}
         self._idle: list[_Idle] = []
         self._in_use: set[Guest] = set()
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._fetching = threading.Lock()
         self._stopped = threading.Event()
         self._working = 0
+        self._abandoned = False
         self._heard = time.monotonic()
         threading.Thread(target=self._watch, name=f"idle-{context.run[:8]}", daemon=True).start()
 
     # --- cells
 
-    def busy(self) -> _Busy:
-        return _Busy(self)
-
-    def note(self, change: int) -> None:
-        """A cell is begun (1) or done (-1)."""
+    @contextmanager
+    def busy(self) -> Iterator[bool]:
+        """While a cell is being judged its run is not forgotten. False when it has been ended: nothing may be begun."""
         with self._lock:
-            self._working += change
+            on = not self._stopped.is_set()
+            self._working += 1
             self._heard = time.monotonic()
+        try:
+            yield on
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._heard = time.monotonic()
+                last = self._abandoned and not self._working
+                self._changed.notify_all()
+            if last:
+                self._held.close()
 
     def judge(self, cell: Cell) -> Judged | Wanting | None:
-        path = self.store.blob(cell.object.sha256)
+        path = _sound(self.store, cell.object.sha256)
         if path is None:
             return Wanting(what="object", why=f"{cell.object.name} is not in this worker's cache")
         kernel = self._kernel(cell.kernel)
@@ -212,7 +256,8 @@ class _Run:
         if self._stopped.is_set():
             return None
         packages = self._judging.guest_packages().get(cell.kernel.arch.name, [])
-        return Judged(result=result, files=self._collect(str(cell.id)), packages=packages)
+        files = self._collect(str(cell.id))
+        return Judged(result=result, files=files, packages=packages, directory=str(self._directory))
 
     def _judge(self, cell: Cell, kernel: Kernel) -> CellResult:
         guest = self._take(kernel)
@@ -227,13 +272,14 @@ class _Run:
 
     def _collect(self, identity: str) -> dict[str, str]:
         """Take what was written since the last result; other cells' logs are theirs to take."""
-        root = Path(self._directory.name)
+        root = self._directory
+        logs = f"logs/{file_name(identity.partition('@')[0])}"
         files = {}
         with self._lock:
             for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.name.endswith(".tmp")):
-                name = path.relative_to(root)
-                if name.parts[0] != "logs" or identity.partition("@")[0] in path.as_posix():
-                    files[name.as_posix()] = path.read_text(encoding="utf-8")
+                name = path.relative_to(root).as_posix()
+                if name != PACKAGES and (name.startswith(logs) or not name.startswith("logs/")):
+                    files[name] = path.read_text(encoding="utf-8")
                     path.unlink()
         return files
 
@@ -258,13 +304,18 @@ class _Run:
         return kernel
 
     def adopt(self, shipment: Shipment) -> None:
+        kernel = shipment.kernel
         names = "\n".join(f"{name} {digest}" for name, digest in sorted(shipment.files.items()))
         key = hashlib.sha256(names.encode()).hexdigest()[:32]
         for digest in shipment.hashes():
             if self.store.blob(digest) is None:
-                raise KeyError(digest)
-        tree = self.store.tree(_SHIPPED, key) or self.store.put_tree(_SHIPPED, key, shipment.files)
-        kernel = shipment.kernel
+                message = f"{kernel.spec.id}: a part of it has not come: SHA-256 {digest}"
+                raise InfrastructureError(message, remedy="the submitter's cache is damaged, or changed meanwhile")
+        tree = self.store.tree(_SHIPPED, key)
+        if tree is not None and any(digest_of(tree / name) != digest for name, digest in shipment.files.items()):
+            shutil.rmtree(tree)
+            tree = None
+        tree = tree or self.store.put_tree(_SHIPPED, key, shipment.files)
         here = replace(
             kernel,
             vmlinuz=tree / kernel.vmlinuz if kernel.vmlinuz else None,
@@ -326,24 +377,16 @@ class _Run:
             self._idle = []
         for guest in guests:
             guest.close()
+        self._judging.halt()  # those that are only coming up
+        with self._changed:
+            over = self._changed.wait_for(lambda: not self._working, _END_SECONDS)
+            self._abandoned = not over  # then the last cell tidies up
         consoles = {name: text for name, text in self._collect("").items() if name.startswith("consoles/")}
-        self._directory.cleanup()
-        self.store.close()
+        if over:
+            self._held.close()
         return consoles
 
 
-class _Busy:
-    """While a cell is being judged its run is not forgotten."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        self._run.note(1)
-
-    def __exit__(self, *_exc: object) -> None:
-        self._run.note(-1)
-
-
 _runs: dict[str, _Run] = {}
+_ended: deque[str] = deque(maxlen=_MOST_ENDED)
 _guard = threading.Lock()

@@ -22,11 +22,14 @@ _WORTH_BOOTS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Ability:
-    """What a worker announced: `slots` guests at a time in `memory_mb`, of `arches`; ids of the `kernels` it has."""
+    """What a worker announced: `slots` guests at a time in `memory_mb`, of `arches`; ids of the `kernels` it has. A
+    guest for which there is not the memory now, though there may be later (`total_mb`), runs there alone.
+    """
 
     slots: int
     memory_mb: int
     arches: frozenset[str]
+    total_mb: int = 0
     kernels: frozenset[str] = frozenset()
 
 
@@ -45,7 +48,8 @@ class _Worker:
         return len(self.cells) < self.ability.slots and (fits or not self.cells)
 
     def can(self, kernel: KernelSpec) -> bool:
-        return kernel.arch.name in self.ability.arches and guest_cost_mb(kernel) <= self.ability.memory_mb
+        memory_mb = max(self.ability.memory_mb, self.ability.total_mb)
+        return kernel.arch.name in self.ability.arches and guest_cost_mb(kernel) <= memory_mb
 
 
 @dataclass(kw_only=True)
@@ -138,10 +142,17 @@ class Dispatcher:
         worker.cached.add(cell.kernel.id)
         return self._left.pop(str(cell.id), None) is not None
 
-    def again(self, name: str, cell: Cell) -> None:
-        """A worker could not judge a cell, through no fault of the cell's: it waits again, first in line."""
+    def has(self, name: str, cell: Cell) -> bool:
+        """Whether this worker has this cell in hand."""
+        worker = self._workers.get(name)
+        return worker is not None and str(cell.id) in worker.cells
+
+    def again(self, name: str, cell: Cell, *, counts: bool = True) -> None:
+        """A worker could not judge a cell: it waits again, first in line. `counts`: as lost, for the cell may be to
+        blame.
+        """
         if self._take_back(name, cell):
-            self._losses[str(cell.id)] += 1
+            self._losses[str(cell.id)] += counts
             self._waiting[cell.kernel.id].cells.appendleft(cell)
 
     def drop(self, cell: Cell) -> bool:

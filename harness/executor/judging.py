@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
@@ -42,6 +42,7 @@ from harness.predict.models import RULES, Model
 from harness.rundir import PACKAGES, RunDirectory, file_name, logs_of
 from harness.session import JudgeRequest, SessionOptions
 from harness.store import Store
+from harness.vm.halt import Halt
 
 _CACHED = "cached-kernels"
 _MODELS = "verifier-models"
@@ -77,6 +78,7 @@ class Judging:
     _pairs: Pairs = field(default_factory=Pairs, repr=False)
     _models: dict[str, Model] = field(default_factory=dict, repr=False)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock), repr=False)
+    _halt: Halt = field(default_factory=Halt, repr=False)
 
     def services(self) -> Services:
         """What `LocalExecutor` runs on."""
@@ -112,18 +114,33 @@ class Judging:
         """A kernel and the packages of its guests, None where it needs none; both in the cache. CorematrixError."""
         return self._provide(spec, on_event), self._packages.get(spec.arch.name)
 
+    def halt(self) -> None:
+        """End every guest for good, those that are only coming up too; from any thread. What asked one gets Interrupted
+        or GuestLostError.
+        """
+        self._halt()
+
     def adopt_packages(self, arch: str, packages: GuestPackages) -> None:
         """Take packages, unless there are some, and write down what the guests are made of before any of them runs: a
         run that goes on after this one was killed keeps its results, and must still know.
         """
         if arch not in self._packages:
             self._packages[arch] = packages
-            with suppress(InfrastructureError), self._locks[PACKAGES]:  # a full disk: the verdicts matter more
-                self.directory.write(PACKAGES, json.dumps(self.guest_packages(), indent=1))
+            self._write_packages()
 
-    def note_packages(self, arch: str, provenance: tuple[dict[str, Any], ...]) -> None:
-        """What the guests of an architecture were made of, where another machine or an earlier run had them."""
-        self._noted[arch] = provenance
+    def note_packages(self, arch: str, provenance: Iterable[dict[str, Any]]) -> None:
+        """What guests of an architecture were made of, where another machine or an earlier run had them; written down
+        likewise.
+        """
+        known = self._noted.get(arch, ())
+        new = tuple(package for package in provenance if package not in known)
+        if new:
+            self._noted[arch] = (*known, *new)
+            self._write_packages()
+
+    def _write_packages(self) -> None:
+        with suppress(InfrastructureError), self._locks[PACKAGES]:  # a full disk: the verdicts matter more
+            self.directory.write(PACKAGES, json.dumps(self.guest_packages(), indent=1))
 
     def _provide(self, spec: KernelSpec, on_event: Callable[[str], None]) -> Kernel:
         kernel = kernels.provide(spec, self.store, self.lock, on_event, options=self.apt)
@@ -146,6 +163,7 @@ class Judging:
             judge_seconds=self.timeout,
             on_event=on_event,
             on_console=lambda text: self._keep_console(kernel, text),
+            halt=self._halt,
         )
         rules = self._pairs.rules if self.both else lambda _cell: None
         session = backends.open_session(kernel, options)

@@ -57,12 +57,24 @@ def host_limits(jobs: int | None = None) -> Limits:
     return Limits(jobs=jobs or max(1, len(os.sched_getaffinity(0))), memory_mb=max(1, available_memory_mb() * 3 // 4))
 
 
-def available_memory_mb(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+def available_memory_mb(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     """MemAvailable of proc(5), or the cgroup's memory.max when that is less; 1024 where neither can be read."""
+    return _memory_mb("MemAvailable", meminfo, cgroup)
+
+
+def total_memory_mb(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """Likewise, of MemTotal: what there is when nobody else wants it."""
+    return _memory_mb("MemTotal", meminfo, cgroup)
+
+
+def _memory_mb(name: str, meminfo: Path, cgroup: Path) -> int:
     readings: list[int] = []
     with suppress(OSError, KeyError, ValueError, IndexError):
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        readings.append(int(lines["MemAvailable"].split()[0]) // 1024)
+        readings.append(int(lines[name].split()[0]) // 1024)
     with suppress(OSError, ValueError):  # no cgroup v2 here, or "max"
         readings.append(int(cgroup.read_text()) // 2**20)
     return min(readings, default=1024)

@@ -115,6 +115,11 @@ class Qemu:
         """QEMU's exit status once it ends, None when it still runs after `timeout` seconds."""
         return self._process.wait(timeout)
 
+    def kill(self) -> None:
+        """Kill the process, if it still runs; from any thread. Whoever started it has still to `end` it."""
+        if self._process.poll() is None:
+            self._process.kill(grace=0)
+
     def end(self, *, grace: float = 0.0) -> int:
         """Wait `grace` seconds for QEMU to end by itself, then kill it; returns its exit status. May be called twice.
         """

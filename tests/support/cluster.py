@@ -38,11 +38,7 @@ class Cluster:
         self._mark = str(uuid.uuid4())
 
     def __enter__(self) -> Cluster:
-        file = self.directory / "scheduler.json"
-        self._start("scheduler", "scheduler", "--protocol", self._scheme, "--port", "0", "--no-dashboard",
-                    "--scheduler-file", str(file))  # fmt: skip
-        self.until(file.is_file, "the scheduler did not start")
-        self.address = json.loads(file.read_text())["address"]
+        self.scheduler()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -52,6 +48,21 @@ class Cluster:
         for pid in self.marked():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+    def scheduler(self, name: str = "scheduler") -> None:
+        """Start the scheduler; another one, after the first was killed, at its address."""
+        file = self.directory / f"{name}.json"
+        port = self.address.rpartition(":")[2] or "0"
+        self._start(name, "scheduler", "--protocol", self._scheme, "--port", port, "--no-dashboard",
+                    "--scheduler-file", str(file))  # fmt: skip
+
+        def written() -> bool:
+            with suppress(OSError, ValueError):
+                self.address = json.loads(file.read_text())["address"]
+                return True
+            return False
+
+        self.until(written, "the scheduler did not start")
 
     def worker(
         self, name: str, *, cache: Path | None = None, threads: int = 1, preload: str | None = None, **env: str
@@ -70,6 +81,21 @@ class Cluster:
         self.killed.add(name)
         self.processes[name].send_signal(number)
         self.processes[name].wait()
+
+    def stop(self, name: str) -> None:
+        """Let it hang: SIGSTOP, for the guests it has as well."""
+        for pid in (*children(self.processes[name].pid), self.processes[name].pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """After `stop`."""
+        for pid in (self.processes[name].pid, *children(self.processes[name].pid)):
+            os.kill(pid, signal.SIGCONT)
+
+    def guests(self, name: str) -> list[int]:
+        """The QEMU processes a worker has."""
+        found = children(self.processes[name].pid)
+        return [pid for pid in found if _comm(pid).startswith("qemu-system")]
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -101,6 +127,18 @@ class Cluster:
             ours = f"{self._variable}={self._mark}".encode() in environment
             return ours and Path(f"/proc/{pid}/comm").read_text().startswith(comm)
         return False
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for file in files for word in file.read_text().split()]
+
+
+def _comm(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
 
 
 def link(cache: Path, own: Path) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +18,8 @@ from typing import Any
 import pytest
 
 from harness.boot import GuestPackages
-from harness.errors import FetchError, UsageError
-from harness.executor import cluster, cluster_worker
+from harness.errors import FetchError, InfrastructureError, UsageError
+from harness.executor import cluster, cluster_supply, cluster_worker
 from harness.executor.cluster_worker import Context, Judged, Wanting
 from harness.executor.judging import Judging
 from harness.executor.plan import Limits, Plan
@@ -28,7 +30,7 @@ from harness.model.sources import GuestPackages as Wanted
 from harness.model.sources import PathSource
 from harness.model.verdict import CellStatus
 from harness.progress import QuietProgress
-from harness.rundir import RunDirectory
+from harness.rundir import RunDirectory, file_name
 from harness.store import Store
 from tests.support import cells as make
 from tests.support.facts import begun
@@ -47,10 +49,11 @@ def judging(directory: Path, **more: Any) -> Judging:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A run begun on a worker, which is this process with a cache of its own."""
     monkeypatch.setenv("COREMATRIX_CACHE", str(tmp_path / "worker"))
-    context = Context(run="r", judging=judging(tmp_path).portable(), isolate=False, retries=1, slots=1)
+    run = uuid.uuid4().hex
+    context = Context(run=run, judging=judging(tmp_path).portable(), isolate=False, retries=1, slots=1)
     cluster_worker.begin(pickle.loads(pickle.dumps(context)))
-    yield "r"
-    cluster_worker.end("r")
+    yield run
+    cluster_worker.end(run)
 
 
 def path_kernel(directory: Path) -> tuple[KernelSpec, Kernel, GuestPackages]:
@@ -86,10 +89,10 @@ def test_a_worker_says_what_it_lacks_and_takes_it_by_hash(worker: str, tmp_path:
     cluster_worker.receive(worker, [data])
     assert cluster_worker.lacking([sha256]) == ()
     assert getattr(cluster_worker.judge_cell(worker, cell), "what", None) == "kernel"
-    shipment, places = cluster._shipment(kernel, packages)
+    shipment, places = cluster_supply.shipment_of(kernel, packages)
     shipment = pickle.loads(pickle.dumps(shipment))
     assert set(cluster_worker.lacking(shipment.hashes())) == set(places)
-    with pytest.raises(KeyError):
+    with pytest.raises(InfrastructureError, match="has not come"):
         cluster_worker.receive(worker, [], shipment)
     cluster_worker.receive(worker, [path.read_bytes() for path in places.values()], shipment)
     here = cluster_worker._runs[worker]._kernels["mine"]
@@ -98,6 +101,91 @@ def test_a_worker_says_what_it_lacks_and_takes_it_by_hash(worker: str, tmp_path:
     assert here.modules[0].name == "virtio.ko"  # boot goes by the names of modules
     assert cluster_worker._runs[worker]._judging.guest_packages() == {"x86_64": [{"name": "python"}]}
     assert cluster_worker.announce()["kernels"] == ["mine"]
+
+
+def test_what_lies_under_another_hash_than_its_own_is_wanted_again(worker: str, tmp_path: Path) -> None:
+    """A worker's blob, and a part of a kernel it was sent before: a bit of each has changed since."""
+    spec, kernel, packages = path_kernel(tmp_path / "submitter")
+    shipment, places = cluster_supply.shipment_of(kernel, packages)
+    blobs = [path.read_bytes() for path in places.values()]
+    cluster_worker.receive(worker, [b"object", *blobs], shipment)
+    found = cluster_worker._runs[worker]
+    digest, modules = hashlib.sha256(b"object").hexdigest(), found._kernels["mine"].modules
+    (virtio,) = (digest for digest, path in places.items() if path.name == "virtio.ko")
+    for path in (found.store.blob(digest), found.store.blob(virtio)):  # the second is a link of the kernel's module
+        assert path is not None
+        path.chmod(0o644)
+        path.write_bytes(b"!" + path.read_bytes()[1:])
+    assert modules[0].read_text() == "!irtio.ko"
+    cell = Cell(kernel=spec, object=replace(make.object_file(), sha256=digest))
+    assert getattr(cluster_worker.judge_cell(worker, cell), "what", None) == "object"
+    assert cluster_worker.lacking(shipment.hashes()) == (virtio,)
+    cluster_worker.receive(worker, blobs, shipment)
+    assert found._kernels["mine"].modules[0].read_text() == "virtio.ko"
+
+
+def test_a_damaged_cache_is_not_sent(tmp_path: Path) -> None:
+    _, kernel, packages = path_kernel(tmp_path / "submitter")
+    assert kernel.vmlinuz is not None
+    kernel.vmlinuz.write_text("bzImagf")
+    with pytest.raises(InfrastructureError, match=r"bzImage: the cache is damaged.*" + kernel.vmlinuz_sha256):
+        cluster_supply.shipment_of(kernel, packages)
+
+
+def test_a_run_that_was_ended_leaves_nothing_and_does_not_begin_again(tmp_path: Path, worker: str) -> None:
+    """What was to begin it may come after what ends it."""
+    context = cluster_worker._runs[worker].context
+    cluster_worker._runs[worker]._judging.directory.write("logs/x.log", "log")
+    assert list((tmp_path / "worker").glob("tmp/*/*/logs"))
+    cluster_worker.end(worker)
+    cluster_worker.begin(context)
+    assert worker not in cluster_worker._runs
+    assert not list((tmp_path / "worker").glob("tmp/*"))
+    with pytest.raises(InfrastructureError, match="over"):
+        cluster_worker.receive(worker, [])
+
+
+def test_the_end_of_a_run_waits_for_those_that_still_write(tmp_path: Path, worker: str) -> None:
+    """A cell that is being judged says last what its guest's console said."""
+    found = cluster_worker._runs[worker]
+    begun, consoles = threading.Event(), {}
+
+    def judging_a_cell() -> None:
+        with found.busy() as on:
+            assert on
+            begun.set()
+            assert found._stopped.wait(10)
+            found._judging.directory.keep_console("k", "its last words")
+
+    cell = threading.Thread(target=judging_a_cell)
+    cell.start()
+    assert begun.wait(10)
+    consoles = cluster_worker.end(worker)
+    cell.join()
+    assert consoles == {"consoles/k-1.log": "its last words"}
+    assert not list((tmp_path / "worker").glob("tmp/*"))
+    with found.busy() as on:
+        assert not on
+
+
+def test_a_cell_whose_end_takes_too_long_tidies_up_itself(
+    tmp_path: Path, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download is not waited for."""
+    monkeypatch.setattr(cluster_worker, "_END_SECONDS", 0.01)
+    found = cluster_worker._runs[worker]
+    with found.busy():
+        cluster_worker.end(worker)
+        found._judging.directory.write("guest_packages.json", "{}")
+    assert not list((tmp_path / "worker").glob("tmp/*"))
+
+
+def test_logs_of_an_object_with_an_odd_name_come_along(worker: str) -> None:
+    found = cluster_worker._runs[worker]
+    cell = make.cell("k", "my object")
+    found._judging.directory.write(f"logs/{file_name(str(cell.id))}/p.log", "log")
+    found._judging.directory.write("logs/k/other@python/p.log", "log")
+    assert list(found._collect(str(cell.id))) == ["logs/k/my%20object@python/p.log"]
 
 
 def test_what_a_repository_does_not_give_is_asked_of_the_submitter(
@@ -138,6 +226,14 @@ class Fate:
         self.seen: Counter[str] = Counter()
         self.wanting: set[str] = set()
         self.broken: set[str] = set()
+        self.ability: dict[str, Any] = {}
+        self.silences = 0
+
+    def announce(self) -> dict[str, Any]:
+        if self.silences:
+            self.silences -= 1
+            raise TimeoutError
+        return self.ability
 
     def judge_cell(self, _run: str, cell: Cell) -> Judged | Wanting:
         identity = str(cell.id)
@@ -157,15 +253,19 @@ def fated(run: str, cell: Cell) -> Judged | Wanting:
     return FATE.judge_cell(run, cell)
 
 
+def announced() -> dict[str, Any]:
+    return FATE.announce()
+
+
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """A scheduler and two workers in this process; guests are `FATE`."""
     global FATE  # noqa: PLW0603 - tasks find it by name
     FATE = Fate()
     monkeypatch.setenv("COREMATRIX_CACHE", str(tmp_path / "cache"))
-    everything = {**cluster_worker.announce(), "arches": {"x86_64": "7.2.0"}, "memory_mb": 10_000}
+    FATE.ability = {**cluster_worker.announce(), "arches": {"x86_64": "7.2.0"}, "memory_mb": 10_000, "total_mb": 10_000}
     monkeypatch.setattr(cluster_worker, "judge_cell", fated)
-    monkeypatch.setattr(cluster_worker, "announce", lambda: everything)
+    monkeypatch.setattr(cluster_worker, "announce", announced)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp://"
     ) as running:
@@ -197,6 +297,33 @@ def test_a_cell_that_breaks_every_worker_is_given_up_and_the_others_are_not(loca
     results = flow(local, tmp_path, cells)
     assert [results[str(cell.id)].status for cell in cells] == ["passed", "error", "passed"]
     assert FATE.seen[str(cells[1].id)] == cluster.MOST_LOSSES
+
+
+def test_what_dask_says_goes_to_a_file(local: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A task that fails outside our code makes Dask complain, at length."""
+    FATE.broken = {str(make.cell().id)}
+    (tmp_path / "run").mkdir()
+    flow(local, tmp_path, [make.cell()])
+    assert capfd.readouterr() == ("", "")
+    assert "the worker is broken" in (tmp_path / "run" / cluster.LOG).read_text()
+
+
+def test_an_error_on_a_helpers_thread_ends_the_run(local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever for what it was to do."""
+    FATE.wanting = {str(make.cell().id)}
+
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cluster_supply.Supplier, "send", broken)
+    with pytest.raises(ZeroDivisionError):
+        flow(local, tmp_path, [make.cell()])
+
+
+def test_a_worker_that_does_not_answer_is_asked_again(local: str, tmp_path: Path) -> None:
+    FATE.silences = 4
+    assert flow(local, tmp_path, [make.cell()])[str(make.cell().id)].status is CellStatus.PASSED
+    assert FATE.silences == 0
 
 
 def test_what_cannot_be_supplied_is_an_error_that_says_so(local: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -117,6 +118,27 @@ def test_memory_limits_what_runs_at_once() -> None:
     dispatcher = Dispatcher(grid(5, 1))
     dispatcher.join("a", ability(5, memory_mb=2 * one + 1))
     assert len(dispatcher.assign()) == 2
+
+
+def test_a_worker_whose_memory_others_use_now_runs_one_guest_at_a_time() -> None:
+    one = guest_cost_mb(make.kernel_spec())
+    dispatcher = Dispatcher(grid(3, 1))
+    dispatcher.join("a", replace(ability(3, memory_mb=one - 1), total_mb=one))
+    ((name, cell),) = dispatcher.assign()
+    assert dispatcher.stranded() == ()
+    dispatcher.finished(name, cell)
+    assert len(dispatcher.assign()) == 1
+
+
+def test_what_the_scheduler_took_with_it_counts_for_no_cell() -> None:
+    dispatcher = Dispatcher(grid(1, 1))
+    dispatcher.join("a", ability())
+    for _ in range(5):
+        ((name, cell),) = dispatcher.assign()
+        assert dispatcher.has(name, cell)
+        dispatcher.again(name, cell, counts=False)
+        assert not dispatcher.has(name, cell)
+    assert dispatcher.lossy(1) == ()
 
 
 def test_losses_are_counted_by_cell() -> None:

@@ -216,8 +216,9 @@ def test_a_kernel_that_never_boots_is_tried_a_few_times_not_for_every_cell() -> 
             raise GuestLostError("no hello", status="timeout")
 
     world = World(boot=boot)
-    results = run(world, grid(2, 20))
-    assert world.boots["kernel-0"] == MOST_FAILED_BOOTS
+    results = run(world, grid(2, 20), replace(WIDE, jobs=2))
+    # Each of the two threads may come to serve it, when the other kernel is done early.
+    assert MOST_FAILED_BOOTS <= world.boots["kernel-0"] <= 2 * MOST_FAILED_BOOTS
     assert Counter(result.status for result in results.values()) == {CellStatus.TIMEOUT: 20, CellStatus.PASSED: 20}
 
 

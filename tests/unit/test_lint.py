@@ -26,7 +26,7 @@ HOMES = {
     "urllib.request": {"harness/fetch.py"},
     "http.client": {"harness/fetch.py"},
     "yaml": {"harness/config.py"},
-    "distributed": {"harness/executor/cluster.py"},
+    "distributed": {"harness/executor/cluster_client.py"},
     "pytest": {"harness/pytest_plugin.py"},
 }
 LONGEST_MODULE, LONGEST_FUNCTION = 500, 60
