@@ -305,15 +305,28 @@ def removes_dead_code(bpf: Bpf) -> bool:
     return 0 in kept and 2 not in kept and 3 in kept
 
 
+_JEQ_K, _JGT_K = 0x15, 0x25
+
+
 def prunes_constants(bpf: Bpf) -> bool:
     """Probe: does this verifier follow only one side of a comparison of two constants that are not equal?
 
     Until about 4.16 it did so for equal ones only (check_cond_jmp_op(); 4.15 of Ubuntu has it by backport), and refuses
     this program for the dead read of r5. What is dead in it is harmless for kernels that do not sanitise dead code.
     """
-    dead = ((0xB7,), (0xB7, 1, 0, 0, 1), (0x15, 1, 0, 1, 0), (I.EXIT,), (0xBF, 0, 5), (I.EXIT,))
+    return _follows_one_side(bpf, _JEQ_K, 0)
+
+
+def prunes_ranges(bpf: Bpf) -> bool:
+    """The same for any comparison that is decided (is_branch_taken(), 4.20 and by backport 4.19.y)."""
+    return _follows_one_side(bpf, _JGT_K, 7)
+
+
+def _follows_one_side(bpf: Bpf, jump: int, than: int) -> bool:
+    """Whether a program is accepted that reads an unset register where 1 is equal to, or greater, `than`."""
+    code = ((0xB7,), (0xB7, 1, 0, 0, 1), (jump, 1, 0, 1, than), (I.EXIT,), (0xBF, 0, 5), (I.EXIT,))
     try:
-        os.close(bpf.prog_load(ProgLoad(1, b"".join(I.native(*insn) for insn in dead))))
+        os.close(bpf.prog_load(ProgLoad(1, b"".join(I.native(*insn) for insn in code))))
     except OSError:
         return False
     return True

@@ -76,6 +76,7 @@ class Machine:
         self.features = probe.survey(bpf)
         self.features["dead_code_removal"] = evidence.removes_dead_code(bpf)
         self.features["constant_branches"] = evidence.prunes_constants(bpf)
+        self.features["range_branches"] = evidence.prunes_ranges(bpf)
         self.symbols = KernelSymbols(self.kernel_btf, self.modules, self.kconfig_lines, self._virtual)
         self._rules: tuple[int, ...] | None = None
 

@@ -254,7 +254,19 @@ def explain(case: Case) -> tuple[str, ...]:
     rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER, "maps": MAPS}.get(case.stage, ())
     texts = (_recognise(row, case) for row in rows)
     found = next(((text,) for text in texts if text is not None), ())
-    return (*found, *_OTHER_STAGES.get(case.stage, ()))
+    return (*found, *_OTHER_STAGES.get(case.stage, ()), *_no_btf(case))
+
+
+def _no_btf(case: Case) -> tuple[str, ...]:
+    """What to do about a kernel without BTF."""
+    return (_WITHOUT_BTF,) if case.stage == "core" and "the kernel has no BTF" in case.error else ()
+
+
+_WITHOUT_BTF = (
+    "this kernel has no BTF of its own (CONFIG_DEBUG_INFO_BTF, 5.2), and its row in kernels.yaml gives none: `btf: "
+    "FILE`, `btf: {tree: DIR}` for a tree like BTFHub's, or `btf: {dwarf: FILE}` to have pahole make it from the "
+    "kernel's debug information. A loader of yours needs the same (libbpf: btf_custom_path)"
+)
 
 
 def _about_type(case: Case) -> tuple[str, ...]:

@@ -75,14 +75,13 @@ class Model:
         """The same, corrected by what the kernel itself answered (`guest.features` of the facts): better than what its
         BTF suggests where a distribution has backported one rule, or the BTF is another's.
         """
-        one_sided = features.get("constant_branches")
-        if one_sided is None:
-            return self
-        if one_sided:
-            return replace(self, rules=self.rules | {"constant_branches"})
-        return replace(self, rules=self.rules - {"constant_branches", "range_branches"})
+        known = {name: features[name] for name in _ASKED if features.get(name) is not None}
+        has = frozenset(name for name, answer in known.items() if answer)
+        return replace(self, rules=(self.rules - known.keys()) | has)
 
 
+# What a guest asks its kernel (harness/guest/evidence.py), under the same names.
+_ASKED = ("constant_branches", "range_branches")
 NEWEST = Model(rules=frozenset(rule.name for rule in RULES))
 OLDEST = Model(rules=frozenset(), global_functions=False)
 

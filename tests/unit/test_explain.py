@@ -65,6 +65,7 @@ def refused_map(kind):
         (refused_map("ringbuf"), "ringbuf came with 5.8"),
         (refused_map("hash"), "per-CPU maps with 4.6"),
         (prog(loaded=False, stage="core"), "gives up on the whole object"),
+        (prog(loaded=False, stage="core", error="... relocation: the kernel has no BTF"), "`btf: {dwarf: FILE}`"),
         (prog(loaded=False, stage="externs"), "__weak"),
     ],
 )

@@ -423,3 +423,12 @@ def test_another_verifier_is_told_by_the_same_facts(tmp_path):
     cell = judged(facts, cell=begun("k", "task_state"))
     told = notes([replace(cell, prediction=found)])
     assert any(row["field"] in note and "(on k)" in note for note in told)
+
+
+def test_the_kernels_own_answer_counts_more_than_its_btf() -> None:
+    """Ubuntu's 4.15 has a rule by backport that its BTF does not tell of; BTF written for a kernel tells nothing."""
+    backported = OLDEST.asked({"constant_branches": True, "range_branches": False})
+    assert backported.rules == {"constant_branches"}
+    older = NEWEST.asked({"constant_branches": False, "range_branches": False})
+    assert older.rules == NEWEST.rules - {"constant_branches", "range_branches"}
+    assert NEWEST.asked({}) == NEWEST.asked({"range_branches": None}) == NEWEST
