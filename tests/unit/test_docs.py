@@ -122,7 +122,9 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 
 # Made by the program, another project's, or beside the checkout and read by a test that is skipped without it.
-_NOT_OURS = {"kernel-versions.md", "old_kernels.md", "report.md", "summary.md", "COMPATIBILITY.md", "lz4_Block_format.md"}
+_NOT_OURS = {
+    "kernel-versions.md", "old_kernels.md", "report.md", "summary.md", "COMPATIBILITY.md", "lz4_Block_format.md",
+}  # fmt: skip
 
 
 def test_every_page_that_is_named_is_there() -> None:
