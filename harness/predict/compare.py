@@ -14,7 +14,8 @@ from typing import Any
 from harness.guest.errors import GuestError
 from harness.model.result import CellResult, ProgResult
 from harness.model.verdict import Liveness
-from harness.predict.machine import Prediction, predict
+from harness.predict.final import Prediction
+from harness.predict.machine import predict
 from harness.predict.models import Model
 from harness.predict.program import from_facts, known_object
 

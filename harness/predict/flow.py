@@ -8,6 +8,8 @@ from typing import Literal
 
 from harness.guest import insn as I
 
+Insn = tuple[int, int, int, int, int]  # code, dst, src, off, imm
+
 _ARGUMENTS = 0b111110  # r1 to r5
 _CLOBBERED = 0b111111
 _SAVED = 0b1111000000
@@ -22,8 +24,8 @@ class Decoded:
         self._insns = [I.read(code, index, byteorder) for index in range(self.count)]
         self.opaque = any(op == I.BPF_JMP | I.BPF_JA | I.BPF_X for op, *_ in self._insns)
 
-    def at(self, index: int) -> tuple[int, int, int, int, int]:
-        """(code, dst, src, off, imm)"""
+    def at(self, index: int) -> Insn:
+        """One of them."""
         return self._insns[index]
 
     def successors(self, index: int) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 from harness.guest.errors import GuestError
 from harness.model.result import CellResult, ProgResult, Relocation, RelocationRef
 from harness.model.verdict import Evidence
-from harness.predict.machine import Prediction, Program, predict
+from harness.predict.final import Prediction, Program
+from harness.predict.machine import predict
 from harness.predict.models import Model
 from harness.predict.program import from_facts, known_object
 

@@ -10,84 +10,21 @@ subprogram is verified once, with nothing known of its arguments (do_check_subpr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from harness.guest import insn as I
 from harness.predict import values as V
-from harness.predict.flow import Decoded, live_registers, meeting_points
-from harness.predict.helpers import CALLBACK_CONTEXT, KFUNC_NO_RETURN, MAP_ARGUMENTS, RETURNS_POINTER
+from harness.predict.alu import alu, ldimm64
+from harness.predict.final import Prediction, Program
+from harness.predict.flow import Decoded, Insn, live_registers, meeting_points
+from harness.predict.helpers import CALLBACK_CONTEXT, KFUNC_NO_RETURN, RETURNS_POINTER
 from harness.predict.memory import slot, write
 from harness.predict.models import Model
 from harness.predict.state import Seen, State
-from harness.predict.values import (
-    CODE,
-    DATA,
-    MAYBE,
-    NUM,
-    OPAQUE,
-    POINTER,
-    PTR,
-    SECRET,
-    STACK,
-    UNKNOWN,
-    Value,
-    const,
-)
+from harness.predict.values import CODE, DATA, MAYBE, NUM, OPAQUE, SECRET, STACK, UNKNOWN, Value, const
 
 _MOST_STEPS = 400_000
-Insn = tuple[int, int, int, int, int]  # code, dst, src, off, imm
 _FRAMES_MAX = 8  # MAX_CALL_FRAMES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Func:
-    """A function of the final sequence: where it starts, how long it is, whether it is verified on its own."""
-
-    name: str
-    start: int
-    insns: int
-    is_global: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """Final instructions, and what is known of them before the load.
-
-    `code` in this machine's byte order; `data` the content of frozen maps by the name that `map_values` gives
-    (instruction -> map, offset); `kfuncs` names by instruction of the call; `map_sizes` (key, value) by instruction of
-    the ldimm64 that loads a map; `symbols` instructions that load a kernel symbol -> known to exist (None: not
-    known); `opaque` instructions whose constant is to be taken as not known; `secrets` ranges of bytes of `data` that
-    the verifier knows and we do not.
-    """
-
-    name: str
-    code: bytes
-    funcs: tuple[Func, ...]
-    data: Mapping[str, bytes] = field(default_factory=dict)
-    map_values: Mapping[int, tuple[str, int]] = field(default_factory=dict)
-    map_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    kfuncs: Mapping[int, str] = field(default_factory=dict)
-    symbols: Mapping[int, bool | None] = field(default_factory=dict)
-    opaque: frozenset[int] = frozenset()
-    secrets: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """`visited`: instructions the verifier reaches without passing poison; `poison`: those of them that are poisoned
-    calls; `helpers` the numbers of those it calls; `complete` False when there was too much to walk, then nothing
-    follows from an instruction's absence.
-    """
-
-    visited: frozenset[int]
-    poison: frozenset[int]
-    helpers: frozenset[int]
-    complete: bool
-
-    def reaches(self, insn: int) -> bool | None:
-        """None: not known."""
-        return True if insn in self.visited else False if self.complete else None
 
 
 def predict(program: Program, model: Model, *, certain: bool = False) -> Prediction:
@@ -155,16 +92,16 @@ class _Walk:
             return None
         first = pc not in self.visited
         self.visited.add(pc)
-        insn = op, dst, src, off, imm = self.insns.at(pc)
+        insn = op, dst, src, off, _imm = self.insns.at(pc)
         kind = op & 7
         if kind in (I.BPF_JMP, I.BPF_JMP32):
             return self._jump(state, insn)
         if kind in (I.BPF_ALU64, I.BPF_ALU):
-            self._set(state, dst, self._alu(state, insn), first)
+            state.put(dst, alu(self.program, state, insn), first)
         elif kind == I.BPF_LDX:
-            self._set(state, dst, self._load(state, op, src, off), first)
+            state.put(dst, self._load(state, op, src, off), first)
         elif op == I.LDIMM64:
-            state.regs[dst] = self._ldimm64(pc, src, imm)
+            state.regs[dst] = ldimm64(self.program, self.insns, pc)
             state.pc += 1
         elif kind == I.BPF_LD:  # packet access: ends the program when it reaches too far
             state.regs[:6] = [UNKNOWN] * 6
@@ -173,94 +110,12 @@ class _Walk:
         state.pc += 1
         return state
 
-    def _set(self, state: State, dst: int, value: Value, first: bool) -> None:
-        """A result that is not a single number gets an ident, so that what is learnt of one copy is learnt of all."""
-        pc = state.pc
-        if value[0] == NUM and value[3] == 0 and value[1] != value[2]:
-            if not first:
-                self._forget_ident(state, pc + 1)
-            value = (NUM, value[1], value[2], pc + 1)
-        state.regs[dst] = value
-
-    def _forget_ident(self, state: State, ident: int) -> None:
-        """An instruction run again makes another number: copies of its last one are no longer told apart by it."""
-
-        def without(value: Value) -> Value:
-            if value[0] == NUM and value[3] == ident:
-                return (NUM, value[1], value[2], 0)
-            return (MAYBE, 0) if value == (MAYBE, ident) else value
-
-        self._rewrite(state, without)
-
-    def _rewrite(self, state: State, change: Callable[[Value], Value]) -> None:
-        state.regs[:] = [change(value) for value in state.regs]
-        for stack in state.stacks:
-            for offset, (size, value) in list(stack.items()):
-                stack[offset] = (size, change(value))
-        state.calls = tuple(
-            (call[0], tuple(change(value) for value in call[1]), *call[2:]) if call[2] is None else call
-            for call in state.calls
-        )
-
-    def _reg(self, state: State, number: int) -> Value:
-        return state.regs[number] if number < 10 else (STACK, len(state.stacks) - 1, 0)
-
-    def _ldimm64(self, pc: int, src: int, imm: int) -> Value:
-        program = self.program
-        if pc in program.map_values:
-            return (DATA, *program.map_values[pc])
-        if pc in program.symbols:
-            exists = program.symbols[pc]
-            return UNKNOWN if exists is None else POINTER if exists else const(0)
-        if src == I.BPF_PSEUDO_FUNC:
-            return (CODE, pc + 1 + imm)
-        if src:
-            return (PTR, *program.map_sizes.get(pc, (0, 0)))
-        return UNKNOWN if pc in program.opaque else const((imm & V.M32) | (self.insns.at(pc + 1)[4] & V.M32) << 32)
-
-    def _alu(self, state: State, insn: Insn) -> Value:
-        op, dst, src, off, imm = insn
-        wide, operation = op & 7 == I.BPF_ALU64, op & 0xF0
-        a = self._reg(state, dst)
-        if a[0] == OPAQUE and operation != I.BPF_MOV:
-            return a
-        if operation in (I.BPF_END, I.BPF_NEG):
-            return UNKNOWN if wide or operation == I.BPF_END else (NUM, 0, V.M32, 0)
-        b = self._reg(state, src) if op & I.BPF_X else const(imm)
-        if state.pc in self.program.opaque:
-            b = UNKNOWN
-        if b[0] == OPAQUE:
-            return b
-        if operation == I.BPF_MOV:
-            if off:  # sign extension, or a cast between address spaces
-                number = V.known(b)
-                extends = number is not None and off in (8, 16, 32)
-                b = const(V.signed(number, off)) if extends and number is not None else UNKNOWN
-            return b if wide else V.low32(b)
-        if a[0] != NUM or b[0] != NUM:
-            return self._pointer_arithmetic(operation, a, b) if wide else (NUM, 0, V.M32, 0)
-        if operation in (I.BPF_DIV, I.BPF_MOD):
-            return UNKNOWN if wide else (NUM, 0, V.M32, 0)
-        return V.arithmetic(operation, a, b, wide)
-
-    def _pointer_arithmetic(self, operation: int, a: Value, b: Value) -> Value:
-        if operation not in (I.BPF_ADD, I.BPF_SUB) or (a[0] != NUM and b[0] != NUM):
-            return UNKNOWN
-        pointer, number = (a, b) if a[0] != NUM else (b, a)
-        if pointer[0] not in (STACK, DATA):
-            return POINTER if pointer[0] == PTR else UNKNOWN
-        by = V.known(number)
-        if by is None or pointer[2] is None:
-            return (pointer[0], pointer[1], None)
-        by = V.signed(by)
-        return (pointer[0], pointer[1], pointer[2] + (by if operation == I.BPF_ADD else -by))
-
     # -- memory
 
     def _load(self, state: State, op: int, src: int, off: int) -> Value:
         size = I.SIZE_OF_WIDTH[op & 0x18]
         extends = op & 0xE0 == I.BPF_MEMSX
-        pointer = self._reg(state, src)
+        pointer = state.reg(src)
         value = self._read(state, pointer, off, size)
         if value is not None and value[0] == OPAQUE:
             return value
@@ -285,7 +140,7 @@ class _Walk:
     def _store(self, state: State, insn: Insn) -> None:
         op, dst, src, off, imm = insn
         size = I.SIZE_OF_WIDTH[op & 0x18]
-        pointer = self._reg(state, dst)
+        pointer = state.reg(dst)
         atomic = op & 7 == I.BPF_STX and op & 0xE0 == I.BPF_ATOMIC
         value: Value | None
         if atomic:
@@ -293,7 +148,7 @@ class _Walk:
             if imm & 1:  # BPF_FETCH
                 state.regs[0 if imm & 0xF0 == 0xF0 else src] = UNKNOWN  # CMPXCHG answers in r0
         elif op & 7 == I.BPF_STX:
-            value = self._reg(state, src)
+            value = state.reg(src)
         else:
             value = const(imm) if imm == 0 or self.model.has("stack_immediates") else None
         if pointer[0] == STACK and pointer[1] < len(state.stacks):
@@ -315,8 +170,8 @@ class _Walk:
             self.todo.append(state.at(state.pc + 1 + off))
             state.pc += 1
             return state
-        a = self._reg(state, dst)
-        b = self._reg(state, src) if op & I.BPF_X else const(imm if wide else imm & V.M32)
+        a = state.reg(dst)
+        b = state.reg(src) if op & I.BPF_X else const(imm if wide else imm & V.M32)
         if state.pc in self.program.opaque:
             b = UNKNOWN
         if self.certain and OPAQUE in (a[0], b[0]):
@@ -349,7 +204,7 @@ class _Walk:
                 continue
             ident = old[3] if old[0] == NUM else old[1] if old[0] == MAYBE else 0
             if ident:
-                self._rewrite(state, _replacing(old, new))
+                state.rewrite(_replacing(old, new))
             if number < 10:
                 state.regs[number] = new
 
@@ -366,12 +221,9 @@ class _Walk:
             state.regs = [UNKNOWN] * 6 + list(regs[6:])
         else:
             state.regs[1:] = [UNKNOWN] * 5 + list(saved)
-            state.regs[0] = self._outlived(state, state.regs[0])
+            state.regs[0] = state.outlived(state.regs[0])
         state.pc = target
         return state
-
-    def _outlived(self, state: State, value: Value) -> Value:
-        return UNKNOWN if value[0] == STACK and value[1] >= len(state.stacks) else value
 
     def _call(self, state: State, src: int, imm: int) -> State | None:
         pc = state.pc
@@ -386,9 +238,9 @@ class _Walk:
         if name in KFUNC_NO_RETURN:
             return None
         self._enter_callbacks(state, imm if src == 0 else None)
-        self._clobber_arguments(state, imm if src == 0 else None)
+        state.clobber_arguments(imm if src == 0 else None)
         state.regs[:6] = [UNKNOWN] * 6
-        self._forget_ident(state, pc + 1)
+        state.forget_ident(pc + 1)
         pointer = src == 0 and imm in RETURNS_POINTER
         state.regs[0] = (MAYBE, pc + 1) if pointer else (NUM, 0, V.M64, pc + 1)
         state.pc += 1
@@ -397,9 +249,9 @@ class _Walk:
     def _call_subprogram(self, state: State, start: int) -> State | None:
         if start in self.globals:
             self.called.add(start)
-            self._clobber_arguments(state, None)
+            state.clobber_arguments(None)
             state.regs[:6] = [UNKNOWN] * 6
-            self._set(state, 0, UNKNOWN, first=False)
+            state.put(0, UNKNOWN, first=False)
             state.pc += 1
             return state
         if len(state.stacks) >= _FRAMES_MAX:
@@ -425,29 +277,6 @@ class _Walk:
             inner.regs = regs
             inner.stacks.append({})
             self.todo.append(inner)
-
-    def _clobber_arguments(self, state: State, helper: int | None) -> None:
-        """Stack memory given to a helper may be written by it."""
-        for number in range(1, 6):
-            pointer = state.regs[number]
-            if pointer[0] == STACK and pointer[1] < len(state.stacks):
-                size = self._size_given(state, helper, number)
-                stack = state.stacks[pointer[1]]
-                if pointer[2] is None:
-                    stack.clear()
-                else:
-                    write(stack, pointer[2], size if size is not None else -pointer[2], None)
-
-    def _size_given(self, state: State, helper: int | None, number: int) -> int | None:
-        """Bytes behind the pointer in an argument: the map's key or value, or the number in the argument behind it;
-        None when not known.
-        """
-        if helper is None:
-            return None
-        of_map = MAP_ARGUMENTS.get(helper, {}).get(number)
-        if of_map is not None:
-            return (state.regs[1][of_map] or None) if state.regs[1][0] == PTR else None
-        return V.known(state.regs[number + 1]) if number < 5 else None
 
     # -- where paths meet
 

@@ -19,7 +19,7 @@ from harness.guest.kconfig import Extern, map_value, parse_u64
 from harness.guest.linking import Linked, Linker
 from harness.guest.maps import KCONFIG, Map, internal_map, read_maps
 from harness.model.result import CellResult
-from harness.predict.machine import Func, Program
+from harness.predict.final import Func, Program
 
 _TRISTATE = {"n": 0, "y": 1, "m": 2}
 

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.predict import values as V
-from harness.predict.memory import Stack
-from harness.predict.values import UNKNOWN, Value
+from harness.predict.helpers import MAP_ARGUMENTS
+from harness.predict.memory import Stack, write
+from harness.predict.values import MAYBE, NUM, PTR, STACK, UNKNOWN, Value
 
 _STATES_APART = 24  # at one place; the paths that come later are joined
 _JOINS_EXACT = 8  # then ranges that still grow are given up
@@ -30,6 +33,68 @@ class State:
 
     def at(self, pc: int) -> State:
         return State(pc, list(self.regs), [dict(stack) for stack in self.stacks], self.calls)
+
+    def reg(self, number: int) -> Value:
+        """A register's value; r10 is the frame pointer."""
+        return self.regs[number] if number < 10 else (STACK, len(self.stacks) - 1, 0)
+
+    def put(self, dst: int, value: Value, first: bool) -> None:
+        """A result that is not a single number gets an ident, so that what is learnt of one copy is learnt of all.
+        `first`: the instruction has not been run before, so nobody has its ident.
+        """
+        if value[0] == NUM and value[3] == 0 and value[1] != value[2]:
+            if not first:
+                self.forget_ident(self.pc + 1)
+            value = (NUM, value[1], value[2], self.pc + 1)
+        self.regs[dst] = value
+
+    def forget_ident(self, ident: int) -> None:
+        """An instruction run again makes another number: copies of its last one are no longer told apart by it."""
+
+        def without(value: Value) -> Value:
+            if value[0] == NUM and value[3] == ident:
+                return (NUM, value[1], value[2], 0)
+            return (MAYBE, 0) if value == (MAYBE, ident) else value
+
+        self.rewrite(without)
+
+    def rewrite(self, change: Callable[[Value], Value]) -> None:
+        """Change every value there is: in registers, on the stacks, saved by calls."""
+        self.regs[:] = [change(value) for value in self.regs]
+        for stack in self.stacks:
+            for offset, (size, value) in list(stack.items()):
+                stack[offset] = (size, change(value))
+        self.calls = tuple(
+            (call[0], tuple(change(value) for value in call[1]), *call[2:]) if call[2] is None else call
+            for call in self.calls
+        )
+
+    def outlived(self, value: Value) -> Value:
+        """A value after a return: nothing points into a frame that is gone."""
+        return UNKNOWN if value[0] == STACK and value[1] >= len(self.stacks) else value
+
+    def clobber_arguments(self, helper: int | None) -> None:
+        """Stack memory given to a helper (None: to another function) may be written by it."""
+        for number in range(1, 6):
+            pointer = self.regs[number]
+            if pointer[0] == STACK and pointer[1] < len(self.stacks):
+                size = self._size_given(helper, number)
+                stack = self.stacks[pointer[1]]
+                if pointer[2] is None:
+                    stack.clear()
+                else:
+                    write(stack, pointer[2], size if size is not None else -pointer[2], None)
+
+    def _size_given(self, helper: int | None, number: int) -> int | None:
+        """Bytes behind the pointer in an argument: the map's key or value, or the number in the argument behind it;
+        None when not known.
+        """
+        if helper is None:
+            return None
+        of_map = MAP_ARGUMENTS.get(helper, {}).get(number)
+        if of_map is not None:
+            return (self.regs[1][of_map] or None) if self.regs[1][0] == PTR else None
+        return V.known(self.regs[number + 1]) if number < 5 else None
 
 
 class Seen:

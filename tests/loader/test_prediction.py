@@ -17,8 +17,9 @@ from harness.model.expectation import NONE
 from harness.model.result import CellResult, KernelResult, ObjectResult
 from harness.predict import helpers
 from harness.predict.compare import compare
+from harness.predict.final import Func, Program
 from harness.predict.kernels import model_from
-from harness.predict.machine import Func, Program, predict
+from harness.predict.machine import predict
 from harness.predict.models import Model
 from tests.support.objects import OBJECTS, PROGRAMS, compile_object
 from tests.support.random_programs import RandomProgram

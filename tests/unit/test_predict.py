@@ -19,8 +19,9 @@ from harness.guest.kconfig import Extern
 from harness.model.verdict import Liveness
 from harness.predict import values as V
 from harness.predict.compare import compare, notes
+from harness.predict.final import Func, Program
 from harness.predict.kernels import model_from
-from harness.predict.machine import Func, Program, predict
+from harness.predict.machine import predict
 from harness.predict.models import NEWEST, OLDEST, RULES, Model
 from harness.predict.program import encode, kconfig_of
 from tests.support.btf_builder import BtfBuilder
