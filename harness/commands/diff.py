@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TextIO
 
 from harness.commands import baseline, looking
+from harness.commands.run import exit_status
 from harness.errors import NothingJudgedError, UsageError
 from harness.model.result import RunResult
 from harness.report import config_suspects, diff_format, kernel_diff, kernel_diff_format
 from harness.report.diff import diff
+from harness.report.view import TROUBLE
 from harness.rundir import read_run
 from harness.store import Store
 
@@ -33,16 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, stdout: TextIO, _stderr: TextIO) -> int:
-    """Compare and print."""
+    """Compare and print. Status 1 for a regression; without one, that of the new run's cells that came to nothing."""
     width, _ = shutil.get_terminal_size((100, 24))
     colour = stdout.isatty() and "NO_COLOR" not in os.environ
     if options.kernels or options.history:
         stdout.write(_between_kernels(options, width, colour))
         return 0
     base, new = _paths(options.runs, 2, "BASE and NEW")
-    found = diff(read_run(base), read_run(new), baseline.cost_limits(options))
+    now = read_run(new)
+    found = diff(read_run(base), now, baseline.cost_limits(options))
     stdout.write(diff_format.render(options.format, found, width=width, colour=colour))
-    return 1 if found.regressed else 0
+    lost = [cell for cell in now.cells if cell.status in TROUBLE]
+    return 1 if found.regressed else exit_status(lost) if lost else 0
 
 
 def _compared(stored: RunResult, first: str, second: str, sources: config_suspects.Sources) -> kernel_diff.KernelDiff:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness import cli
+from harness.errors import CorematrixError, FetchError, GuestLostError
+from harness.judge import lost
 from harness.model.plain_json import to_json
 from tests.support.clang import compile_bpf, needs_clang
 from tests.support.facts import begun, facts, judged, prog, run_of
@@ -51,6 +53,17 @@ def test_a_mistake_is_told(line: str, status: int, words: list[str], capsys: pyt
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("corematrix: ")
     assert [word for word in words if word not in said.err] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(GuestLostError("panic"), 7), (GuestLostError("no answer", status="timeout"), 7), (FetchError("404"), 4)],
+)
+def test_a_difference_to_what_could_not_be_judged_is_no_pass(error: CorematrixError, status: int) -> None:
+    lost_run = run_of(lost(begun("debian-6.1-cloud-amd64"), error))
+    Path("new.json").write_text(json.dumps(to_json(lost_run)))
+    assert cli.main(["diff", "run.json", "new.json"]) == status
+    assert cli.main(["diff", "run.json", "run.json"]) == 0
 
 
 @pytest.mark.parametrize(
