@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Parts of a cache that workers begin with: kernels and packages, never saved guests (gigabytes, and theirs to make).
+# Parts of a cache that workers begin with: kernels and packages. Saved guests are theirs to make, unless asked for.
 _PARTS = ("blobs", "entries", "trees/kernel", "trees/modules")
+_SAVED = "trees/guests"
 
 
 class Cluster:
@@ -65,12 +66,15 @@ class Cluster:
         self.until(written, "the scheduler did not start")
 
     def worker(
-        self, name: str, *, cache: Path | None = None, threads: int = 1, preload: str | None = None, **env: str
-    ) -> None:
-        """Start a worker; its cache holds what `cache` does, by hard links where that can be."""
+        self, name: str, *, cache: Path | None = None, saved: bool = False, threads: int = 1,
+        preload: str | None = None, **env: str,
+    ) -> None:  # fmt: skip
+        """Start a worker; its cache holds what `cache` does (`saved`: saved guests too), by hard links where that can
+        be.
+        """
         own = self.directory / f"cache-{name}"
         if cache is not None:
-            link(cache, own)
+            link(cache, own, saved=saved)
         self._start(
             name, "worker", self.address, "--name", name, "--nthreads", str(threads), "--no-nanny", "--no-dashboard",
             "--memory-limit", "0", "--death-timeout", "60", "--local-directory", str(self.directory / "dask"),
@@ -141,9 +145,9 @@ def _comm(pid: int) -> str:
     return ""
 
 
-def link(cache: Path, own: Path) -> None:
-    """A cache of its own with what another holds."""
-    for part in _PARTS:
+def link(cache: Path, own: Path, *, saved: bool = False) -> None:
+    """A cache of its own with what another holds; `saved`: its saved guests too."""
+    for part in (*_PARTS, _SAVED) if saved else _PARTS:
         if (cache / part).is_dir():
             shutil.copytree(cache / part, own / part, copy_function=_link, dirs_exist_ok=True)
 

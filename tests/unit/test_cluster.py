@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +341,18 @@ def test_cells_that_nobody_can_boot_are_errors_after_the_patience(local: str, tm
     results = flow(local, tmp_path, [make.cell(), arm], patience=0.5)
     assert results[str(make.cell().id)].status is CellStatus.PASSED
     assert "none of 2 workers can boot arm64 guests" in str(results[str(arm.id)].reason)
+
+
+# --- what docs/cluster.md tells people to type
+
+
+def test_the_documented_schedulers_and_workers_are_commands_of_dask() -> None:
+    """In the manifest for Kubernetes and in the text; `dask-worker`, of older versions, is gone."""
+    page = (Path(__file__).resolve().parents[2] / "docs/cluster.md").read_text()
+    given = [[word.strip().strip('"') for word in words.split(",")] for words in re.findall(r"args: \[(.*)\]", page)]
+    given += [line.split() for line in re.findall(r"(?m)^    (?:COREMATRIX_CACHE=\S+ )?(dask .*)$", page)]
+    assert len(given) == 4
+    known = {entry.name: entry.load() for entry in metadata.entry_points(group="dask_cli")}
+    for dask, verb, *words in given:
+        assert dask == "dask"
+        known[verb].make_context(verb, words)  # a UsageError for what it does not know

@@ -33,12 +33,14 @@ CIRCUMSTANCES = {"seconds", "verification_usec", "log_excerpt", "notes"}
 class Submitter:
     """`corematrix run` of the small matrix; its progress can be awaited. `local` finds what one machine finds."""
 
+    saved = False  # whether its cache begins with saved guests
+
     def __init__(self, directory: Path, cache: Path, source: Path) -> None:
         self.directory = directory
         self._source = source
         self.runs: list[subprocess.Popen[str]] = []
         self.cache = directory / "cache-submitter"
-        link(cache, self.cache)
+        link(cache, self.cache, saved=self.saved)
 
     def start(self, name: str, *words: str, **env: str) -> subprocess.Popen[str]:
         objects = [str(ROOT / f"programs/build/{name}.bpf.o") for name in OBJECTS]

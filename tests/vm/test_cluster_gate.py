@@ -33,7 +33,11 @@ WORKERS = ("one", "two", "three")
 
 
 class Gate(Submitter):
-    """`corematrix run programs/build` on the gate's kernels, or on some."""
+    """`corematrix run programs/build` on the gate's kernels, or on some. Guests that the cache has saved are restored,
+    here and on the workers: booting and saving 11 kernels on each takes minutes.
+    """
+
+    saved = True
 
     def start(self, name: str, *words: str, **env: str) -> subprocess.Popen[str]:
         command = [
@@ -127,7 +131,7 @@ def test_a_run_of_the_gate_is_interrupted_loses_its_scheduler_and_two_workers_an
     judged = len([cell for cell in expected.values() if cell["status"] != "not_applicable"])
     with Cluster(tmp_path, source, env={"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "15s"}) as cluster:
         for name in WORKERS:
-            cluster.worker(name, cache=cache)
+            cluster.worker(name, cache=cache, saved=True)
         run = gate.dask("gate", cluster)
         await_line(run, "[40/")
         run.send_signal(signal.SIGINT)

@@ -40,12 +40,13 @@ DIES = (
     ("full_tmpfs", "error", r"MemoryError: the guest's file system is full"),
 )
 HANGS = (
-    ("hang", r"did not answer during 'judge' within 3 s"),
-    ("late", r"did not answer during 'judge' within 3 s"),
-    ("spin", r"did not answer during 'judge' within 3 s"),
-    ("half", r"within 3 s \(32 bytes of an answer had come\)|within 3 s \(36 bytes"),
-    ("fork_bomb", r"did not answer|died"),
-    ("flood", r"did not answer"),
+    # fault, seconds allowed (more where the guest has to say something first, on a busy machine too), the message
+    ("hang", 3, r"did not answer during 'judge' within 3 s"),
+    ("late", 3, r"did not answer during 'judge' within 3 s"),
+    ("spin", 3, r"did not answer during 'judge' within 3 s"),
+    ("half", 15, r"within 15 s \((?:32|36) bytes of an answer had come\)"),
+    ("fork_bomb", 3, r"did not answer|died"),
+    ("flood", 3, r"did not answer"),
 )
 # What the kernel itself has to say, after a second or two of its own.
 STUCK = (
@@ -91,9 +92,9 @@ def test_a_guest_that_dies_or_lies(kernel: Kernel, name: str, status: str, said:
     assert progress == [{"type": "progress", "phase": "verdict", "prog": name}]
 
 
-@pytest.mark.parametrize(("name", "said"), HANGS)
-def test_a_guest_that_hangs(kernel: Kernel, name: str, said: str) -> None:
-    lost, _, _ = fault(kernel, name, judge_seconds=3)
+@pytest.mark.parametrize(("name", "seconds", "said"), HANGS)
+def test_a_guest_that_hangs(kernel: Kernel, name: str, seconds: float, said: str) -> None:
+    lost, _, _ = fault(kernel, name, judge_seconds=seconds)
     assert lost.status in ({"timeout", "crashed"} if name == "fork_bomb" else {"timeout"})
     assert re.search(said, lost.message), lost.message
 
@@ -106,7 +107,7 @@ def test_a_guest_whose_kernel_notices_that_it_is_stuck(kernel: Kernel, name: str
 
 
 def test_the_console_of_a_guest_that_talks_without_end_is_bounded(kernel: Kernel) -> None:
-    lost, _, _ = fault(kernel, "flood", judge_seconds=3)
+    lost, _, _ = fault(kernel, "flood", judge_seconds=15)
     assert "endless" in lost.console_tail
     assert len(lost.console_tail) <= _KEEP_HEAD + _KEEP_TAIL + 100
 

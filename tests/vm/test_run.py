@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -49,8 +50,13 @@ class Run:
         pytest.fail(f"the run ended before it said {text!r}")
 
     def end(self) -> int:
-        """Its exit status, and nothing left of it."""
+        """Its exit status, and nothing left of it. Who is killed by force cannot wait for its guests: the kernel sends
+        them SIGKILL then, and they need a processor to die of it.
+        """
         self.output, self.errors = self.process.communicate(timeout=400)
+        if self.process.returncode == -signal.SIGKILL:
+            for pid in self.processes():
+                await_end(pid)
         assert not self.processes()
         return self.process.returncode
 
@@ -68,6 +74,17 @@ class Run:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             return self.mark.encode() in environment and Path(f"/proc/{pid}/comm").read_text().startswith(name)
         return False
+
+
+def await_end(pid: int) -> None:
+    """Until a process that is no child of ours has ended (pidfd_open(2))."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            ended, _, _ = select.select([descriptor], [], [], 60)
+        finally:
+            os.close(descriptor)
+        assert ended, pid
 
 
 @pytest.fixture
@@ -140,7 +157,7 @@ def test_a_lost_guest_is_replaced_and_nothing_is_missing(
 def test_a_run_killed_by_force_goes_on_where_it_was(start: Callable[..., Run]) -> None:
     """SIGKILL leaves no guest, every cell that was written, and `--resume` completes the run without asking again."""
     run = start(str(OBJECTS / "task_state.bpf.o"), str(OBJECTS / "fancy_helper.bpf.o"), "--isolate")
-    while not list(run.directory.glob("*Z/cells/**/*.json")):  # told of before it is written, so the file it must be
+    while not list(run.directory.glob("*Z/cells/**/*.json")):
         assert run.process.poll() is None
         time.sleep(0.01)
     run.process.kill()
