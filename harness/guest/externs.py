@@ -252,6 +252,14 @@ class KernelSymbols:
                 return own, candidate.fd
         return None
 
+    def modules_lack_btf(self) -> bool:
+        """Whether there are modules here, and none with BTF: theirs came with 5.11, as a switch of its own."""
+        try:
+            with open("/proc/modules", "rb") as file:
+                return bool(file.read(1)) and not self._modules()
+        except OSError:
+            return False
+
     def kallsyms(self, names: set[str]) -> list[tuple[int, str]]:
         """`(address, name)` of these names, in file order."""
         found = []

@@ -80,9 +80,12 @@ def find_attach_target(name: str, definition: SecDef, kernel: KernelSymbols) -> 
     prefix, kind = ATTACH_PREFIX.get(ATTACH_TYPES[definition.attach], ("", "func"))
     found = kernel.find_in(module if colon else None, prefix + function, B.KIND_NAMES.index(kind))
     if found is None:
+        places = "the BTF of the kernel or a loaded module"
+        if kernel.modules_lack_btf():
+            places = "the kernel's BTF, and of the modules none has any (CONFIG_DEBUG_INFO_BTF_MODULES)"
         raise Refusal(
             f"{where}: failed to find kernel BTF type ID of '{definition.target}': {prefix}{function} is not in "
-            "the BTF of the kernel or a loaded module", _ESRCH, "attach_target",
+            + places, _ESRCH, "attach_target",
         )  # fmt: skip
     type_id, fd = found
     return Attach(type_id, fd)

@@ -212,3 +212,14 @@ def test_functions_of_modules_are_called_and_attached_to(asked: Asked) -> None:
             "bpf_xdp_ct_lookup": "resolved", "bpf_ct_release": "resolved", "corematrix_no_such_kfunc": "missing"
         }  # fmt: skip
         assert progs["into_a_module"]["loaded"] and progs["of_vmlinux"]["loaded"]
+
+
+def test_a_kernel_whose_modules_have_no_btf_says_so() -> None:
+    """5.10 is one (module BTF came with 5.11): a module's function is not merely not there."""
+    kernel = guests.kernel("debian-5.10-cloud-amd64")
+    data = compile_bpf('SEC("fentry/virtcons_probe") int into_a_module(void *ctx) { return 0; }')
+    with Session(kernel, guests.options(kernel)) as session:
+        facts = session.judge(JudgeRequest(name="module", evidence=False), data, lambda _message: None)
+    (prog,) = facts["progs"]
+    assert prog["loaded"] is False
+    assert "of the modules none has any (CONFIG_DEBUG_INFO_BTF_MODULES)" in json.dumps(prog)
