@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -151,7 +153,12 @@ def btf(data: bytes) -> None:
     """Bytes as a BTF, and as a module's on top of a kernel's."""
     with suppress(GuestError):
         walk(Btf(data))
-    walk(Btf(data, base=Btf(seeds.target_btf())))
+    walk(Btf(data, base=_kernel_btf()))
+
+
+@functools.cache
+def _kernel_btf() -> Btf:
+    return Btf(seeds.target_btf())
 
 
 def patched_btf(recipe: bytes) -> None:
@@ -171,10 +178,16 @@ def patched_btf_ext(recipe: bytes) -> None:
     btf_ext(patched(recipe, seeds.sections(".BTF.ext")))
 
 
+@functools.cache
+def _kconfig_externs() -> list[kconfig.Extern]:
+    """Of the first object that has any."""
+    return next(found for data in seeds.objects() if (found := Externs(BpfObject(data, "x", None)).kconfig))
+
+
 def kconfig_text(data: bytes) -> None:
     """Bytes as Kconfig text, release and number."""
     text = data.decode("utf-8", "surrogateescape")
-    externs = next((e for o in seeds.objects() if (e := Externs(BpfObject(o, "x", None)).kconfig)), [])
+    externs = [copy.copy(extern) for extern in _kconfig_externs()]
     kconfig.parse_u64(text)
     number = kconfig.kernel_version(text, f"#1 SMP Debian {text}", text)
     assert 0 <= number <= 0xFFFFFFFF

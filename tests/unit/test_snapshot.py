@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import CacheError
-from harness.session import Session
 from harness.store import Store
-from harness.vm import accelerator, snapshot
-from tests.support import cells
+from harness.vm import snapshot
 
 PAGE = 4096
 
@@ -97,15 +95,3 @@ def test_what_is_in_the_way_of_saving_is_known_before(tmp_path: Path) -> None:
         assert "may be needed" in str(snapshot.obstacle(store, 1 << 40))
     (tmp_path / "file").write_bytes(b"")
     assert "cannot be written" in str(snapshot.obstacle(Store(tmp_path / "file"), 1))
-
-
-@pytest.mark.parametrize(
-    ("arch", "name", "expected"),
-    [("ppc64le", "tcg", False), ("ppc64le", "kvm", True), ("x86_64", "tcg", True), ("s390x", "tcg", True)],
-)
-def test_a_guest_is_saved_only_where_it_goes_on(arch: str, name: str, expected: bool) -> None:
-    """Seen with QEMU 7.2: a restored ppc64le guest's second processor is locked up for good."""
-    session = Session.__new__(Session)
-    session._kernel = cells.kernel(cells.kernel_spec(arch=arch))
-    session._accelerator = accelerator.Accelerator(name=name, reason="")
-    assert session._goes_on() is expected
