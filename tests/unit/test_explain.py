@@ -44,6 +44,14 @@ def own_btf_wanted():
     return pre_verifier(errno.ESRCH, prog_type="tracing", attach_target="y", error=said)
 
 
+def structless(said):
+    """As 5.10 and 6.12 refuse udev-hid-bpf's 0010-Huion__Inspiroy-2-S where there is no HID-BPF."""
+    log = said + "processed 0 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0\n"
+    return prog(
+        loaded=False, stage="verifier", errno=524, prog_type="struct_ops", section="struct_ops/hid_rdesc_fixup", log=log
+    )
+
+
 def refused_map(kind):
     said = f"map 'events' ({kind}): failed to create: Invalid argument (errno 22)"
     return prog(loaded=False, stage="maps", errno=errno.EINVAL, error=said)
@@ -100,6 +108,11 @@ def test_refused_before_the_verifier(program, said):
 )
 def test_refused_by_the_verifier(log, code, said):
     assert said in words(prog(loaded=False, log=log, insns=insns(*code)))
+
+
+@pytest.mark.parametrize("said", ["attach_btf_id 0 is not a supported struct\n", "verification time 428 usec\n", ""])
+def test_a_struct_ops_program_whose_struct_the_kernel_lacks(said):
+    assert "no struct of this kernel takes it" in words(structless(said))
 
 
 def test_a_probe_that_found_global_data_rules_that_cause_out():
