@@ -5,36 +5,27 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
-from math import prod
 from typing import Any, NamedTuple
 
 from harness.guest import btf as B
 from harness.guest import kconfig
 from harness.guest.bpf_object import BpfObject, Prog
-from harness.guest.core_match import Matcher
-from harness.guest.errors import CoreError, GuestError
-from harness.guest.externs import Externs, Ksym, flavors_ignored, kfunc_name
-from harness.guest.loader import OLD_HELPER
-from harness.guest.prog_types import EXP_ATTACH_OPT, parse_section
+from harness.guest.errors import GuestError
+from harness.guest.externs import Externs, Ksym
+from harness.guest.prog_types import parse_section
 from harness.inspection import Conditions, Inspection, inspect_opened
 from harness.model.result import GUARD_KINDS
-from harness.predict.machine import predict
 from harness.predict.models import Model
-from harness.predict.program import KnownObject, from_object, kconfig_of, places
+from harness.sweep.foretold import FREE_KINDS, Reached, foretell, liveness, unpredicted
 from harness.sweep.index import ROOT_KINDS
+from harness.sweep.lacks import Enums, Version, enumerators, unknown_helper, unknown_type, unlike
 from harness.sweep.points import Point, attach_point, attach_target, extern_points
 
 # What a reason holds besides the reason: ids, how many candidates there were, which other members there are.
 _IDS = re.compile(r" ?\[\d+\]| \(and \d+ more candidates\)| \(it has [^)]*\)")
-# What differs from kernel to kernel and decides no branch: predictions are made without it, and then shared.
-_FREE_KINDS = frozenset({"byte_off", "target_type_id"})
-_MOST_ASSUMPTIONS = 32
-# All values of a kind there are, to be tried where a configuration is not known.
-_VALUES: Mapping[str, tuple[object, ...]] = {"bool": (0, 1), "tristate": ("n", "y", "m")}
 
 
 class Fate(NamedTuple):
@@ -52,16 +43,6 @@ class Fate(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """What must be equal for two kernels to be in one class."""
         return (self.outcome, self.reason, self.liveness, self.value if self.value_matters else None)
-
-
-class Reached(NamedTuple):
-    """What the verifier reaches of one program, by prediction: relocations by index (None: not known), and the helpers
-    it calls whatever is assumed of the configuration, and `perhaps` those that this decides about.
-    """
-
-    relocations: dict[int, bool | None]
-    helpers: frozenset[int]
-    perhaps: frozenset[int] = frozenset()
 
 
 class ProgDetail(NamedTuple):
@@ -151,10 +132,10 @@ class Subject:
         predictable = model is not None and inspection.error is None and self.obj.byteorder == sys.byteorder
         reached = self._predicted(inspection, model) if predictable and model is not None else {}
         relocations = tuple(
-            _fate(relo, _liveness([one.relocations.get(index, _ABSENT) for one in reached.values()]))
+            _fate(relo, liveness(one.relocations[index] for one in reached.values() if index in one.relocations))
             for index, relo in enumerate(inspection.relos)
         )
-        enums = {name: _enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
+        enums = {name: enumerators(btf, name) for name in ("bpf_prog_type", "bpf_attach_type", "bpf_func_id")}
         absent = self._absent(btf, reached, enums, has_functions, conditions.rules_number)
         progs = {
             prog.name: self._prog_fate(prog, inspection, reached.get(prog.name), absent, enums)
@@ -167,16 +148,16 @@ class Subject:
     def _detail(
         self, inspection: Inspection, reached: Mapping[str, Reached], btf: B.Btf, has_functions: bool, rules: Version
     ) -> Detail:
-        names = {number: name for name, number in _enumerators(btf, "bpf_func_id").items()}
+        names = {number: name for name, number in enumerators(btf, "bpf_func_id").items()}
         progs = {}
         for prog in self.obj.entry_progs:
             if not prog.autoload:
                 continue
             definition = parse_section(prog.section)
-            found = reached.get(prog.name) or _unpredicted(prog, inspection, self.obj)
+            found = reached.get(prog.name) or unpredicted(prog, inspection, self.obj)
             progs[prog.name] = ProgDetail(
                 prog_type=definition.type_name if definition else "?",
-                relocations=tuple(sorted((index, _liveness([state])) for index, state in found.relocations.items())),
+                relocations=tuple(sorted((index, liveness([state])) for index, state in found.relocations.items())),
                 helpers=tuple(sorted(_helper_name(number, names) for number in found.helpers)),
                 point=attach_point(prog, btf, has_functions),
             )
@@ -223,7 +204,7 @@ class Subject:
             if why is not None:
                 found[prog.name] = why
         for ksym in self._ksyms if has_functions else ():
-            why = _unlike(self.obj, ksym, btf, rules)
+            why = unlike(self.obj, ksym, btf, rules)
             if why is not None:
                 found.setdefault("", why)
         return found
@@ -245,93 +226,17 @@ class Subject:
     def _predicted(self, inspection: Inspection, model: Model) -> dict[str, Reached]:
         """By entry program. Made once for all kernels that are alike in what decides branches."""
         decisions = tuple(
-            (relo["outcome"], None if relo["kind"] in _FREE_KINDS else relo["new_value"]) for relo in inspection.relos
+            (relo["outcome"], None if relo["kind"] in FREE_KINDS else relo["new_value"]) for relo in inspection.relos
         )
         externs = tuple((row["name"], row["outcome"], row["value"]) for row in inspection.externs)
         key = (model, decisions, externs)
         known = self._predictions.get(key)
         if known is None:
-            known = self._predictions[key] = self._predict(inspection, model)
+            known = self._predictions[key] = foretell(self.obj, self.name, self.settings, inspection, model)
         return known
-
-    def _predict(self, inspection: Inspection, model: Model) -> dict[str, Reached]:
-        opaque = [
-            (relo["prog"], relo["insn"])
-            for relo in inspection.relos
-            if relo["kind"] in _FREE_KINDS and relo["outcome"] == "resolved" and not _is_access(relo["after"])
-        ]
-        found: dict[str, Reached] = {}
-        for values in _assumptions(inspection.externs):
-            try:
-                known = KnownObject(self.obj, self.name, self.settings, values)
-            except GuestError:
-                return {}
-            for prog in self.obj.entry_progs:
-                reached = _reached(known, prog, opaque, inspection, model) if prog.autoload else None
-                if reached is not None:
-                    found[prog.name] = _both(found[prog.name], reached) if prog.name in found else reached
-        return found
-
-
-_ABSENT = object()
-
-
-def _reached(
-    known: KnownObject, prog: Prog, opaque: Iterable[tuple[str, int]], inspection: Inspection, model: Model
-) -> Reached | None:
-    """None for a program that cannot be linked."""
-    try:
-        program = from_object(known, prog, opaque)
-    except GuestError:
-        return None
-    found = predict(program, model)
-    certain = predict(program, model, certain=True) if program.secrets else found
-    relocations = {
-        index: True if insn in certain.visited else None if found.reaches(insn) else found.reaches(insn)
-        for index, insn in places(program, inspection.relos).items()
-    }
-    return Reached(relocations, certain.helpers, found.helpers - certain.helpers)
-
-
-def _unpredicted(prog: Prog, inspection: Inspection, obj: BpfObject) -> Reached:
-    """A program that was not walked: its own relocations and those of every subprogram, reached or not."""
-    entries = {entry.name for entry in obj.entry_progs} - {prog.name}
-    found: dict[int, bool | None] = {
-        index: None for index, relo in enumerate(inspection.relos) if relo["prog"] not in entries
-    }
-    return Reached(found, frozenset())
-
 
 def _helper_name(number: int, names: Mapping[int, str]) -> str:
     return names[number].removeprefix("BPF_FUNC_") if number in names else f"#{number}"
-
-
-def _both(one: Reached, other: Reached) -> Reached:
-    """What holds under both assumptions; what holds under one only is not known."""
-    relocations = {
-        index: state if other.relocations.get(index) is state else None for index, state in one.relocations.items()
-    }
-    helpers = one.helpers & other.helpers
-    return Reached(relocations, helpers, (one.helpers | one.perhaps | other.helpers | other.perhaps) - helpers)
-
-
-def _assumptions(externs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
-    """Values of Kconfig externs: those known, and each combination of values for switches that are not. Numbers and
-    texts that are not known stay so, and so do switches where there are too many of them.
-    """
-    rows = list(externs)
-    fixed = kconfig_of(rows)
-    unknown = [row for row in rows if row["name"] not in fixed and row["type"] in _VALUES]
-    values = [_VALUES[row["type"]] for row in unknown]
-    if prod(map(len, values)) > _MOST_ASSUMPTIONS:
-        unknown, values = [], []
-    for combination in product(*values):
-        yield {**fixed, **{row["name"]: value for row, value in zip(unknown, combination, strict=True)}}
-
-
-def _is_access(insn: str) -> bool:
-    """Whether an instruction (in hex) is a load or store: its offset decides no branch."""
-    return int(insn[:2], 16) & 7 in (1, 2, 3)
 
 
 def _fate(relo: Mapping[str, Any], liveness: str | None) -> Fate:
@@ -346,68 +251,6 @@ def _fate(relo: Mapping[str, Any], liveness: str | None) -> Fate:
     )
 
 
-def _liveness(states: list[object]) -> str | None:
-    """Of a relocation in all programs it stands in: live when any reaches it."""
-    judged = [state for state in states if state is not _ABSENT]
-    if not judged:
-        return None
-    return "live" if True in judged else "unknown" if None in judged else "eliminated"
-
-
 def _field(relo: Mapping[str, Any]) -> str:
     spec = relo["local_spec"] or "?"
     return str(spec.partition("] ")[2].partition(" (")[0].partition(" = ")[0].partition(" ")[2] or spec)
-
-
-Enums = Mapping[str, Mapping[str, int]]
-Version = tuple[int, ...] | None
-
-
-def unknown_type(prog: Prog, enums: Enums) -> str | None:
-    """The program or attach type that a kernel does not have in its enums; None when it has both, or has no enums."""
-    definition = parse_section(prog.section)
-    if definition is None:
-        return f"libbpf knows no section {prog.section!r}"
-    types, attach = enums["bpf_prog_type"], enums["bpf_attach_type"]
-    if types and definition.type >= types.get("__MAX_BPF_PROG_TYPE", max(types.values()) + 1):
-        return f"this kernel has no programs of type {definition.type_name}"
-    needed = definition.attach and not definition.flags & EXP_ATTACH_OPT
-    if attach and needed and definition.attach >= attach.get("__MAX_BPF_ATTACH_TYPE", definition.attach + 1):
-        return f"this kernel has no attach type {definition.attach_name}"
-    return None
-
-
-def unknown_helper(calls: Iterable[int], enums: Enums) -> str | None:
-    """The helpers among `calls` that a kernel does not have; None when it has all, or does not say."""
-    limit = enums["bpf_func_id"].get("__BPF_FUNC_MAX_ID")
-    if limit is None:
-        return None
-    missing = sorted(number for number in calls if OLD_HELPER.get(number, number) >= limit)
-    return f"this kernel has no helper {', '.join(f'#{number}' for number in missing)}" if missing else None
-
-
-def _enumerators(btf: B.Btf, name: str) -> dict[str, int]:
-    id_ = btf.find(name, B.BTF_KIND_ENUM)
-    return dict(btf.enumerators(btf.type(id_))) if id_ is not None else {}
-
-
-def _unlike(obj: BpfObject, ksym: Ksym, btf: B.Btf, rules: Version) -> str | None:
-    """Why libbpf gives the object up for a kernel function or variable; None when it does not. A weak one may be
-    missing, yet what is there must be what the object declares (but for weak functions, since flavors are passed over).
-    """
-    kind = B.BTF_KIND_FUNC if ksym.is_func else B.BTF_KIND_VAR
-    id_ = btf.find(kfunc_name(ksym, rules), kind)
-    if id_ is None and ksym.weak:
-        return None
-    if id_ is None:
-        return f"externs: no {ksym.kind} {ksym.name} in vmlinux (a module may have it)"
-    target = btf.type(id_).type
-    target = target if ksym.is_func else btf.skip_mods_and_typedefs(target).id
-    assert obj.btf is not None
-    try:
-        alike = Matcher(obj.btf, btf).types_are_compat(ksym.type_id, target)
-    except CoreError as error:
-        return f"externs: {ksym.name}: {error.message}"
-    if alike or (ksym.is_func and ksym.weak and flavors_ignored(rules)):
-        return None
-    return f"externs: {ksym.kind} {ksym.name} has another signature"

@@ -309,7 +309,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _work(chunk: Sequence[int]) -> list[Answered]:
