@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 from harness.errors import CacheError
 from harness.store import Store
 from harness.vm import snapshot
+from harness.vm.devices import RESULT_CHARDEV
+from harness.vm.qmp import Qmp
+from tests.support import forked
 
 PAGE = 4096
 
@@ -95,3 +101,69 @@ def test_what_is_in_the_way_of_saving_is_known_before(tmp_path: Path) -> None:
         assert "may be needed" in str(snapshot.obstacle(store, 1 << 40))
     (tmp_path / "file").write_bytes(b"")
     assert "cannot be written" in str(snapshot.obstacle(Store(tmp_path / "file"), 1))
+
+
+class Monitor:
+    """A QEMU that does as it is told."""
+
+    def execute(self, command: str, *, deadline: float, descriptor: int = -1, **_arguments: Any) -> Any:
+        if command == "getfd":
+            self.stream = os.dup(descriptor)
+        if command == "migrate":
+            os.write(self.stream, b"state")
+        return [{"label": RESULT_CHARDEV, "filename": "disconnected:fd"}]
+
+    def await_event(self, _name: str, _deadline: float) -> dict[str, str]:
+        return {"status": "completed"}
+
+
+_CHANGES = ("os.rename", "os.link", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "os.truncate")
+
+
+def _save_unless_killed(words: list[str]) -> int:
+    """In a process of its own: save a guest in the cache words[0], killed before change number words[1] of the disk."""
+    root, left = words[0], [int(words[1])]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in _CHANGES:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 1 << 20)
+    os.pwrite(memory, b"memory", 5 * PAGE)
+    sys.addaudithook(hook)
+    with Store(Path(root)) as store:
+        if snapshot.find(store, "k") is None:
+            snapshot.save(store, "k", cast(Qmp, Monitor()), memory, 1e12, about={"kernel": "x"})
+    return 0
+
+
+def test_killed_at_each_step_of_saving_there_is_a_whole_guest_or_none(tmp_path: Path) -> None:
+    """SIGKILL before each call that changes the disk; then once more, whole."""
+
+    def save(root: Path, step: int) -> int:
+        return forked.run(_save_unless_killed, [str(root), str(step)], cwd=tmp_path, env=os.environ).returncode
+
+    ends = []
+    for step in range(60):
+        root = tmp_path / str(step)
+        ends.append(save(root, step))
+        with Store(root) as store:
+            found = snapshot.find(store, "k")
+            if found is not None:
+                snapshot.check(found, 1)
+        assert save(root, -1) == 0
+        with Store(root) as store, store.scratch():
+            saved = snapshot.find(store, "k")
+            assert saved is not None
+            snapshot.check(saved, 1)
+            assert saved.memory.read_bytes() == (bytes(5 * PAGE) + b"memory").ljust(1 << 20, b"\0")
+            assert not list(root.glob("blobs/*")), "nothing that only `prune` would find"
+            assert len(list(root.glob("tmp/*.lock"))) == 1, "what the killed one had begun is gone"
+        if ends[-1] == 0:
+            break
+    assert set(ends) == {-signal.SIGKILL, 0}
+    assert len(ends) > 10
