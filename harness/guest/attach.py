@@ -351,7 +351,7 @@ _REASONS = (
     ("raw_tracepoint", _EINVAL, "argument list changed: it reads more arguments than {target} has"),
     ("tracepoint", _EACCES, "argument list changed: it reads past the end of {target}'s record"),
     # The last is check_ftrace_location(), without CONFIG_KPROBES_ON_FTRACE: riscv64 of 6.12.
-    ("kprobe", _EINVAL, "{target} is there and cannot be probed (notrace, on the kprobe blacklist, or owned by ftrace)"),
+    ("kprobe", _EINVAL, "{target} is there and cannot be probed (notrace, blacklisted, or ftrace owns its entry)"),
     ("kprobe", _ENOENT, "symbol gone: {target}"),
     ("multi", _EINVAL, "this kernel has no kprobe.multi links (5.18): the type loads and cannot be attached"),
     ("multi", _EOPNOTSUPP, "this kernel is built without what kprobe.multi links need (CONFIG_FPROBE)"),
