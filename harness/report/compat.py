@@ -101,9 +101,9 @@ def page(run: RunResult | None, sweep: SweepResult | None) -> Page:
                 continue
             speakers.setdefault(place, set()).add(standing.shown)
     best = [next(word for word in (PROVEN, COVERED, FORETOLD) if word in said) for said in speakers.values()]
-    made = tuple(
+    made = tuple(dict.fromkeys(  # a sweep may stand for a run, too
         f"{one.tool.get('name', '')} {one.tool.get('version', '')}, {one.started}" for one in (run, sweep) if one
-    )
+    ))  # fmt: skip
     return Page(
         programs=programs, places=tuple(places), made=made,
         kernels={word: best.count(word) for word in (PROVEN, COVERED, FORETOLD) if word in best},

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import wait
@@ -33,13 +33,15 @@ from harness.predict.kernels import model_from
 from harness.predict.models import Model
 from harness.store import Store
 from harness.sweep.answers import Answer, Described, Subject
-from harness.sweep.archive import digest_of, read_btf
+from harness.sweep.archive import ARCHIVE_SUFFIXES, digest_of, read_btf
 from harness.sweep.index import FORMAT, IndexedBtf, write_index
 from harness.sweep.targets import Target
 
 _CHUNK = 4  # BTFs a process takes at a time
 _KIND, _DIGESTS = "btf-index", "btf-digest"
 _SETTLED_SECONDS = 5.0
+# Bytes of a file from which its BTF takes several times the usual memory: of an archive, of anything else.
+_LARGE_ARCHIVE, _LARGE_FILE = 2 << 20, 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,9 @@ def _batches(worker: _Worker, processes: int) -> Iterator[list[Answered]]:
         yield from map(worker.work, chunks)
         return
     # Forked: the objects and the modules are there already, and nothing of ours runs threads at this point.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_begin, initargs=(worker,))
+    context = multiprocessing.get_context("fork")
+    worker.turns = context.BoundedSemaphore(max(2, processes // 2))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(worker,))
     try:
         pending: list[Future[list[Answered]]] = [pool.submit(_work, chunk) for chunk in chunks]
         for done in as_completed(pending):
@@ -178,6 +182,7 @@ class _Worker:
         self._detailed = detailed
         self._subjects: dict[int, Subject] = {}
         self._told: set[tuple[int, int]] = set()
+        self.turns: AbstractContextManager[object] | None = None
 
     def close(self) -> None:
         self._store.close()
@@ -243,6 +248,15 @@ class _Worker:
                 return IndexedBtf(tree / "index", target.id, all_kinds=all_kinds), False
             except (UsageError, OSError):
                 self._store.drop_tree(_KIND, name)
+        with self._turn(target.path):
+            return self._indexed(target, name, seen, all_kinds=all_kinds), True
+
+    def _turn(self, path: Path) -> AbstractContextManager[object]:
+        """Of large BTFs only half of the processes make an index at a time."""
+        least = _LARGE_ARCHIVE if path.name.endswith(ARCHIVE_SUFFIXES) else _LARGE_FILE
+        return self.turns if self.turns is not None and _seen(path)[0] >= least else nullcontext()
+
+    def _indexed(self, target: Target, name: str, seen: _Seen | None, *, all_kinds: bool) -> IndexedBtf:
         data = read_btf(target.path)
         if seen is not None and _seen(target.path) != seen:
             message = f"{target.path}: it is being written"
@@ -252,7 +266,7 @@ class _Worker:
             del data
             made = IndexedBtf(directory / "index", target.id, all_kinds=all_kinds)  # mapped: wherever it moves
             self._store.put_derived(_KIND, name, {"index": directory / "index"})
-        return made, True
+        return made
 
     def _digest(self, path: Path) -> tuple[str, _Seen]:
         """SHA-256 of a file, and what it looked like before it was read; remembered for as long as it looks so. A file

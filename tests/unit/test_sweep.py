@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -536,6 +537,19 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on_next_time(tmp_path, 
     until(lambda: [pid for pid in workers if Path("/proc", str(pid)).exists()], lambda alive: not alive)
     if interruption != signal.SIGKILL:
         assert list((cache / "tmp").iterdir()) == []
+
+
+def test_large_ones_take_turns_and_are_all_judged(sweep, tree, obj, monkeypatch):
+    before = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", 1)[1])
+    monkeypatch.setattr(engine, "_LARGE_ARCHIVE", 0)
+    monkeypatch.setenv("COREMATRIX_CACHE", str(tree.with_name("another cache")))
+    after = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", 4)[1])
+    assert after["objects"] == before["objects"]
+    worker = engine._Worker((), (), tree, None, False)
+    worker.turns = guard = multiprocessing.get_context("fork").BoundedSemaphore(2)
+    assert worker._turn(next(tree.rglob("*.xz"))) is guard
+    monkeypatch.setattr(engine, "_LARGE_ARCHIVE", 2 << 20)
+    assert worker._turn(next(tree.rglob("*.xz"))) is not guard
 
 
 def test_json_is_written_beside_the_text(sweep, tree, obj, tmp_path):
