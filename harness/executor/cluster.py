@@ -93,6 +93,7 @@ class _Flow:
         self._ended: SimpleQueue[tuple[str, Cell, Future] | None] = SimpleQueue()
         self._known: set[str] = set()
         self._silent: set[str] = set()
+        self._greeting: set[str] = set()
         self._futures: dict[str, Future] = {}
         self._changed = monotonic()
         self._stopped = threading.Event()
@@ -159,10 +160,13 @@ class _Flow:
     def _see(self, present: dict[str, int]) -> Iterable[CellResult]:
         for name in self._known - set(present):
             self._known.discard(name)
+            self._greeting.discard(name)
             self._lose(name)
         for name in set(present) - self._known:
             self._known.add(name)
             self._slots[name] = present[name]
+            if name not in self._silent:
+                self._greeting.add(name)
             self._aside(self._greet, name, present[name])
         yield from self._give_up_lossy()
         yield from self._give_up_stranded()
@@ -188,12 +192,14 @@ class _Flow:
 
     def _overlook(self, name: str, error: OSError) -> Iterable[CellResult]:
         self._known.discard(name)
+        self._greeting.discard(name)
         if name not in self._silent:
             self._silent.add(name)
             self._listener.on_kernel(f"worker {name}", f"it does not answer ({type(error).__name__}: {error})")
         return ()
 
     def _join(self, name: str, slots: int, said: Any, why: str | None) -> Iterable[CellResult]:
+        self._greeting.discard(name)
         host = f"{said['host']}, {name}" if isinstance(said, dict) and "host" in said else name
         if why is not None:
             self._listener.on_kernel(f"worker {host}", f"refused: {why}")
@@ -318,8 +324,8 @@ class _Flow:
                 yield self._give_up(cell, InfrastructureError(message, remedy=remedy))
 
     def _give_up_stranded(self) -> Iterable[CellResult]:
-        if monotonic() - self._changed < self._patience:
-            return
+        if self._greeting or monotonic() - self._changed < self._patience:
+            return  # a worker that has come may be slow to say what it can
         workers = len(self._dispatcher.workers())
         for cell in self._dispatcher.stranded():
             if self._dispatcher.drop(cell):

@@ -8,6 +8,7 @@ import hashlib
 import pickle
 import re
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -230,8 +231,10 @@ class Fate:
         self.broken: set[str] = set()
         self.ability: dict[str, Any] = {}
         self.silences = 0
+        self.pause = 0.0
 
     def announce(self) -> dict[str, Any]:
+        time.sleep(self.pause)
         if self.silences:
             self.silences -= 1
             raise TimeoutError
@@ -320,6 +323,13 @@ def test_an_error_on_a_helpers_thread_ends_the_run(local: str, tmp_path: Path, m
     monkeypatch.setattr(cluster_supply.Supplier, "send", broken)
     with pytest.raises(ZeroDivisionError):
         flow(local, tmp_path, [make.cell()])
+
+
+def test_a_worker_that_is_slow_to_say_what_it_can_is_awaited(local: str, tmp_path: Path) -> None:
+    """Longer than the patience with which workers are awaited that have not come."""
+    FATE.pause = 1.5
+    results = flow(local, tmp_path, [make.cell()], patience=0.5)
+    assert results[str(make.cell().id)].status is CellStatus.PASSED
 
 
 def test_a_worker_that_does_not_answer_is_asked_again(local: str, tmp_path: Path) -> None:
