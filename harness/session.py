@@ -270,10 +270,24 @@ class Session:
         return guest
 
     def _save(self, key: str) -> None:
-        """Boot a guest and save it; what cannot be saved is noted, and the caller boots cold."""
+        """Boot a guest and save it; what cannot be saved is noted, and the caller boots cold. A kernel that dies of the
+        object it is warmed with (guarded poison kills one that does not sanitise dead code) is saved without.
+        """
+        trouble = self._try_to_save(key, payload.WARM_ROUNDS)
+        if isinstance(trouble, GuestLostError) and trouble.status == "crashed":
+            self._note(f"the kernel died of the object it is warmed with, and is saved without: {trouble.message}")
+            trouble = self._try_to_save(key, 0)
+        if trouble is not None:
+            reason = trouble.message if isinstance(trouble, CorematrixError) else str(trouble)
+            self._note(f"the guest could not be saved: {reason}")
+
+    def _try_to_save(self, key: str, rounds: int) -> CorematrixError | OSError | None:
+        """Boot, warm by judging an object `rounds` times, save; what went wrong, None when nothing did. Raises what
+        booting raises.
+        """
         guest = self._boot(savable=True)
         try:
-            warming = self._warming()
+            warming = self._warming(rounds)
             self._ask(guest, warming, blob=payload.warm_object(), seconds=self._deadlines.boot, wanted="warm")
             guest.channel.close()
             assert guest.memory is not None
@@ -281,10 +295,10 @@ class Session:
             about = {"kernel": self._kernel.spec.id, "release": self._kernel.release}
             snapshot.save(self._options.store, key, guest.qemu.monitor, guest.memory, deadline, about=about)
         except (CorematrixError, OSError) as error:
-            reason = error.message if isinstance(error, CorematrixError) else str(error)
-            self._note(f"the guest could not be saved: {reason}")
+            return error
         finally:
             self._end(guest)
+        return None
 
     def _greeted(self, guest: Guest, seconds: float) -> Guest:
         try:
@@ -336,13 +350,13 @@ class Session:
         if note is not None:
             self._note(note)
 
-    def _warming(self) -> dict[str, Any]:
+    def _warming(self, rounds: int) -> dict[str, Any]:
         """The request that has a guest import all its modules, those for the command line and PID 1 left out, and judge
-        an object.
+        an object so many times.
         """
         names = (name.removesuffix(".py").replace("/", ".") for name in sorted(self._options.sources))
         modules = [name for name in names if name.startswith("guest.") and not name.endswith(("__init__", "__main__"))]
-        rounds = payload.WARM_ROUNDS if "guest.object_judge" in modules else 0  # a test's guest may have no loader
+        rounds = rounds if "guest.object_judge" in modules else 0  # a test's guest may have no loader
         return {**JudgeRequest(name="warm.bpf.o").message(), "op": "warm", "modules": modules, "rounds": rounds}
 
     def _describe(self, start: Start, seconds: float) -> Provenance:

@@ -40,6 +40,7 @@ def _types(thread: str, *, info: bool, cputime: bool) -> str:
 DECLARATIONS: Mapping[str, str] = {
     "4.4": _types("fs", info=False, cputime=True),
     "4.6": _types("fs", info=False, cputime=True),
+    "4.8": _types("fsbase", info=False, cputime=True),
     "4.9": _types("fsbase", info=True, cputime=True),
     "4.14": _types("fsbase", info=True, cputime=False),
     "4.15": _types("fsbase", info=True, cputime=False),
