@@ -43,7 +43,10 @@ def select_kernels(kernels: Sequence[KernelSpec], selector: KernelSelector) -> t
         check_glob(glob)
         if not any(fnmatchcase(kernel.id, glob) for kernel in kernels):
             message = f"no kernel of the matrix matches {glob!r}"
-            raise NothingJudgedError(message, remedy=_hint(glob, [kernel.id for kernel in kernels]))
+            ids = [kernel.id for kernel in kernels]
+            raise NothingJudgedError(
+                message, remedy=_hint(glob, ids, f"`corematrix kernels list` shows all {len(ids)}")
+            )
     chosen = tuple(kernel for kernel in kernels if selector(kernel))
     if not chosen:
         asked = {"matches": ", ".join(selector.globs), "has tag": selector.tag, "is of architecture": selector.arch}
@@ -85,7 +88,11 @@ def only(cells: Sequence[Cell], patterns: Sequence[str]) -> tuple[Cell, ...]:
     for pattern in patterns:
         if not any(_names(pattern, cell) for cell in cells):
             message = f"no cell is named {pattern!r}"
-            raise NothingJudgedError(message, remedy=_hint(pattern, [str(cell.id) for cell in cells]))
+            names = [str(cell.id) for cell in cells]
+            example = (
+                f"a cell is KERNEL/OBJECT@LOADER, as {names[0]} (one of {len(names)} here)" if names else "no cell"
+            )
+            raise NothingJudgedError(message, remedy=_hint(pattern, names, example))
     return tuple(cell for cell in cells if not patterns or any(_names(pattern, cell) for pattern in patterns))
 
 
@@ -145,11 +152,9 @@ def _cell(
         built = ", ".join(sorted(file.arch or f"{file.byteorder}-endian kernels" for file in files))
         reason = f"compiled for {built} only, not for {kernel.arch.name}"
     chosen = fitting or files[0]
-    return Cell(
-        kernel=kernel, object=chosen, settings=tuple(sorted(settings)), loader=loader, not_applicable=reason
-    )
+    return Cell(kernel=kernel, object=chosen, settings=tuple(sorted(settings)), loader=loader, not_applicable=reason)
 
 
-def _hint(wanted: str, names: Sequence[str]) -> str:
+def _hint(wanted: str, names: Sequence[str], otherwise: str) -> str:
     near = get_close_matches(wanted, names, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(near)}" if near else f"`corematrix kernels list` shows them ({len(names)})"
+    return f"nearest: {', '.join(near)}" if near else otherwise

@@ -47,6 +47,13 @@ MISTAKES = [
 ]
 
 
+def test_a_cell_that_is_like_no_other_is_answered_with_one_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    needs_clang()
+    Path("x.bpf.o").write_bytes(compile_bpf(SOURCE))
+    assert cli.main(["run", "x.bpf.o", "--only", "?"]) == 3
+    assert "as debian-5.10-cloud-amd64/x@python (one of " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("line", "status", "words"), MISTAKES, ids=[line for line, _, _ in MISTAKES])
 def test_a_mistake_is_told(line: str, status: int, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(line.split()) == status
