@@ -53,6 +53,8 @@ def start(target: str) -> list[bytes]:
     """Inputs that are right, for the fuzzer to make wrong."""
     from tests.fuzz import seeds
 
+    if not seeds.objects():
+        raise SystemExit("programs/ is not built (make -C programs): there is next to nothing to start from")
     recipes = [struct.pack("<B", n) + bytes((n % 30, 3, n, 0, n, 0, 0, 0)) for n in range(64)]
     raw = {
         "elf": seeds.objects(),

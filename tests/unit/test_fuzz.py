@@ -56,6 +56,7 @@ def test_blind_damage_gives_our_errors_only(target: str) -> None:
     assert not blind.run(target, 150, seed=8)
 
 
+@needs_seeds
 @pytest.mark.parametrize("path", FINDINGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_was_found_once_is_not_found_again(path) -> None:  # type: ignore[no-untyped-def]
     targets.check(path.parent.name, path.read_bytes())
