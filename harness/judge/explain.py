@@ -152,7 +152,7 @@ VERIFIER = (
         seen=lambda c: c.prog_type == "struct_ops",
         says="ENOTSUPP (524) of {section}: no struct of this kernel takes it, since the struct is not built in, its "
         "module is not there, or the loader knows no such section (5.10 and 6.1 say `attach_btf_id 0 is not a "
-        "supported struct`, 6.12 and later nothing)",
+        "supported struct`, 6.12 and 6.18 nothing)",
     ),
     _said(
         log=r"invalid func (?:unknown#)?200(1\d{6})\b",
