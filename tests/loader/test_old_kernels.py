@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.guest import insn, syscall
+from harness.guest import insn, refusals, syscall
 from harness.guest.judge import Machine
 from harness.guest.prog_types import PROG_TYPES
 from harness.judge.explain import Case, explain
@@ -276,3 +276,43 @@ def test_a_map_that_is_refused_is_explained(number: int, words: str) -> None:
     prog = prog_of(facts, "f")
     assert (prog["stage"], prog["errno"]) == ("maps", number)
     assert words in " ".join(explain(Case.of(facts, prog, ())))
+
+
+def test_a_kernel_that_was_built_as_another_version_than_it_says() -> None:
+    """Before 5.0 a kprobe program must name the version its kernel was built as; a vendor's `uname -r` may say another."""
+    kprobe, built = PROG_TYPES.index("kprobe"), 4 << 16 | 9 << 8 | 130
+
+    def deny(command: int, attr: bytes) -> int:
+        wrong = command == syscall.PROG_LOAD and _u32(attr, 0) == kprobe and _u32(attr, 40) != built
+        return EINVAL if wrong else 0
+
+    on = kernel(deny)
+    load = syscall.ProgLoad(kprobe, insn.native(0xB7) + insn.native(insn.EXIT))
+    load.kern_version = 4 << 16 | 9 << 8
+    text, unsupported = refusals.explain(on.bpf, on.features, load, EINVAL)
+    assert unsupported is None
+    assert "told 4.9.0, it takes 4.9.130" in text
+    load.kern_version = 4 << 16 | 4 << 8
+    assert refusals.explain(on.bpf, on.features, load, EINVAL)[1] == "prog_type"
+
+
+@pytest.mark.parametrize(("limit", "count", "blamed"), [(4095, 4096, True), (4096, 4096, False), (4096, 4097, True)])
+def test_the_size_is_blamed_where_the_kernel_refuses_it(limit: int, count: int, blamed: bool) -> None:
+    """Until 4.14 4096 instructions were already too many: what a plain program of that length comes to decides."""
+    on = kernel(lambda command, attr: EINVAL if command == syscall.PROG_LOAD and _u32(attr, 4) > limit else 0)
+    load = syscall.ProgLoad(1, insn.native(0xB7) * (count - 1) + insn.native(insn.EXIT))
+    found = refusals.explain(on.bpf, on.features, load, EINVAL)
+    assert (found[1] == "program_size") == blamed, found
+
+
+def test_a_log_of_one_byte_is_none() -> None:
+    """Kernels before 4.15 copy one byte, never written, of a log that has no length."""
+    buffer = syscall.Buffer(4096)
+    buffer.map[0:4] = b"\xa5old"
+    buffer.clear()
+    buffer.map[0:1] = b"\xa5"
+    buffer.drop_stray()
+    assert buffer.text() == b""
+    buffer.map[0:3] = b"R0\0"
+    buffer.drop_stray()
+    assert buffer.text() == b"R0"
