@@ -90,7 +90,7 @@ def test_actionlint_has_nothing_to_say_about_the_workflow(actionlint: Path, tmp_
 def test_what_was_not_looked_up_warns_and_what_is_wrong_fails(
     tmp_path: Path, status: int, ends: int, said: str
 ) -> None:
-    """The workflow's own script, and ci/test's line, over an audit that ends so."""
+    """The workflow fails for what was published today; the tests of a change never do."""
     steps = yaml.safe_load(AUDIT.read_text())["jobs"]["audit"]["steps"]
     (step,) = (step for step in steps if step.get("name") == "Audit")
     python = tmp_path / ".venv" / "bin" / "python"
@@ -102,7 +102,7 @@ def test_what_was_not_looked_up_warns_and_what_is_wrong_fails(
     assert (done.returncode, said in done.stdout.splitlines()) == (ends, True), done.stdout
     (line,) = (line for line in (CI / "test").read_text().splitlines() if "ci/audit" in line)
     own = subprocess.run(["bash", "-e", "-c", line], env={"venv": str(tmp_path / ".venv")}, cwd=tmp_path, check=False)
-    assert own.returncode == ends
+    assert own.returncode == 0
     template = yaml.safe_load(TEMPLATE.read_text())[".corematrix-audit"]
     assert template["allow_failure"] == {"exit_codes": 3}
 
