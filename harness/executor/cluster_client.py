@@ -42,9 +42,7 @@ class Connection:
         # Other versions of Dask on the workers are told when they come (cluster.py).
         warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)
         try:
-            self._client: Any = distributed.Client(  # type: ignore[no-untyped-call]
-                address, timeout=_CONNECT_SECONDS, set_as_default=False
-            )
+            self._client = _client_class(distributed)(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             message = f"--scheduler {address}: cannot be reached: {error}"
             remedy = "start one with `dask scheduler`, or correct the address; for tls:// see docs/cluster.md"
@@ -116,6 +114,13 @@ class Connection:
         """Give tasks up: those that have not begun never will."""
         with suppress(Exception):  # nobody may be left to be told
             self._client.cancel(list(futures))
+
+
+def _client_class(distributed: Any) -> Any:
+    """Dask's client, but it is closed by `Connection.close` alone: one that never came to a connection would wait for a
+    minute when it is thrown away, and then write a traceback.
+    """
+    return type("Client", (distributed.Client,), {"__del__": lambda _self: None})
 
 
 def failure(worker: str, answer: Any) -> CorematrixError | None:
