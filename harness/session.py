@@ -222,7 +222,7 @@ class Session:
 
     def _begin(self) -> tuple[Guest, Start]:
         """A guest that has said hello, and how it started."""
-        if self._options.cold:
+        if self._options.cold or not self._goes_on():
             return self._boot(savable=False), Start.COLD
         key = self._recipe.key()
         guest = self._restore(key)
@@ -240,6 +240,10 @@ class Session:
                 self._note(f"the guest was not saved: {obstacle}")
         guest = self._restore(key)
         return (guest, Start.RESTORED) if guest is not None else (self._boot(savable=False), Start.COLD)
+
+    def _goes_on(self) -> bool:
+        """Whether a guest of this architecture would go on where it was saved."""
+        return self._accelerator.name != accelerator.TCG or self._kernel.spec.arch.saved
 
     def _restore(self, key: str) -> Guest | None:
         """The saved guest, come up, or None where there is none or it does not come up (which is noted, and it is

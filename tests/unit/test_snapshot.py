@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import CacheError
+from harness.session import Session
 from harness.store import Store
-from harness.vm import snapshot
+from harness.vm import accelerator, snapshot
 from harness.vm.devices import RESULT_CHARDEV
 from harness.vm.qmp import Qmp
-from tests.support import forked
+from tests.support import cells, forked
 
 PAGE = 4096
 
@@ -167,3 +168,15 @@ def test_killed_at_each_step_of_saving_there_is_a_whole_guest_or_none(tmp_path: 
             break
     assert set(ends) == {-signal.SIGKILL, 0}
     assert len(ends) > 10
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "expected"),
+    [("ppc64le", "tcg", False), ("ppc64le", "kvm", True), ("x86_64", "tcg", True), ("s390x", "tcg", True)],
+)
+def test_a_guest_is_saved_only_where_it_goes_on(arch: str, name: str, expected: bool) -> None:
+    """Seen with QEMU 7.2: a restored ppc64le guest's second processor is locked up for good."""
+    session = Session.__new__(Session)
+    session._kernel = cells.kernel(cells.kernel_spec(arch=arch))
+    session._accelerator = accelerator.Accelerator(name=name, reason="")
+    assert session._goes_on() is expected

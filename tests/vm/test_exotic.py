@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.network, pytest.mark.ondemand]
 
 @pytest.mark.parametrize("name", ["riscv64", "s390x", "ppc64el"])
 def test_a_guest_answers_and_answers_again(name: str) -> None:
-    """Booted, and restored: the same instructions, each time."""
+    """Booted, and restored (ppc64el: booted again): the same instructions, each time."""
     kernel = guests.kernel(f"debian-6.12-generic-{name}")
     built = PROGRAMS / "build" / ("task_state.s390x.bpf.o" if name == "s390x" else "task_state.bpf.o")
     if not built.exists():
@@ -23,7 +23,7 @@ def test_a_guest_answers_and_answers_again(name: str) -> None:
     seen = []
     for cold in (True, False):
         with closing(Session(kernel, guests.options(kernel, cold=cold))) as session:
-            assert session.provenance.start == ("cold" if cold else "restored")
+            assert session.provenance.start == ("cold" if cold or not kernel.spec.arch.saved else "restored")
             for _ in range(3):
                 facts = session.judge(JudgeRequest(name="task_state"), built.read_bytes(), lambda _message: None)
                 assert [prog["name"] for prog in facts["progs"] if not prog["loaded"]] == []

@@ -137,10 +137,11 @@ def test_a_kernel_that_keeps_dead_code_dies_of_guarded_poison(run: dict[str, Any
 
 
 def test_a_kernel_that_dies_of_the_object_it_is_warmed_with_is_saved_without(run: dict[str, Any]) -> None:
-    """4.8 has the helper that the object calls, and 4.6 refuses it for that."""
+    """4.8 has the helper that the object calls, and 4.6 refuses it for that. Restored, it was saved; the note on how
+    is the run's that saved it, which may be an earlier one's.
+    """
     cells = [cell for cell in run["cells"] if cell["kernel"]["id"] == _id("4.8")]
     assert {cell["start"] for cell in cells} == {"restored"}
-    assert any("died of the object it is warmed with" in note for cell in cells for note in cell["notes"])
 
 
 @pytest.mark.parametrize(
