@@ -14,6 +14,7 @@ from harness import backends, config, kernels, matrix
 from harness.apt.guest import fetch_guest
 from harness.backends import execution
 from harness.boot import GuestPackages
+from harness.commands.arguments import positive
 from harness.errors import UsageError
 from harness.model.kernel import KernelSpec
 from harness.model.machines import with_this_machine
@@ -28,7 +29,7 @@ _OUTPUTS = {"stdout": 1, "stderr": 2}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_arguments(parser)
     parser.add_argument(
-        "--timeout", type=int, default=_SECONDS, metavar="S", help="seconds it may take (default: %(default)s)"
+        "--timeout", type=positive, default=_SECONDS, metavar="S", help="seconds it may take (default: %(default)s)"
     )
     parser.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments, after --")
 

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from harness import __version__, config, judge, matrix, objects, report
 from harness.commands import attaching, baseline, covering, executors, looking, resume, sharding
+from harness.commands.arguments import positive
 from harness.errors import CacheError, InfrastructureError, Interrupted, UsageError
 from harness.executor import Plan, functional
 from harness.executor.costs import Costs
@@ -54,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--json", metavar="FILE", help="also write the run's JSON there; - for standard output")
     add("--output", type=Path, default=Path("corematrix-runs"), metavar="DIR", help="where run directories are made")
-    add("--jobs", type=_positive, metavar="N", help="guests at a time (default: as many as cores and memory allow)")
-    add("--timeout", type=_positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
+    add("--jobs", type=positive, metavar="N", help="guests at a time (default: as many as cores and memory allow)")
+    add("--timeout", type=positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
     add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
     add("--no-adaptations", action="store_true", help="what libbpf would not do to load a program is not met")
@@ -337,13 +338,6 @@ def show(result: RunResult, json: str | None, stdout: TextIO, changes: report.Di
             since = report.render_diff("terminal", changes, width=width, colour=colour)
             stdout.write(f"\nSince the baseline\n\n{since}")
     stdout.flush()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def exit_status(cells: Sequence[CellResult]) -> int:

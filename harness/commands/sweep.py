@@ -12,7 +12,8 @@ from typing import TextIO
 
 from harness import __version__, config, kernels, matrix, objects
 from harness.apt.repository import AptOptions
-from harness.errors import CorematrixError, UsageError
+from harness.commands.arguments import positive
+from harness.errors import CorematrixError, InfrastructureError, NothingJudgedError, UsageError
 from harness.inspection.command import check_rules
 from harness.model.kernel import Kernel
 from harness.model.plain_json import to_json
@@ -41,19 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--format", choices=("text", "json"), default="text", help="on standard output (default: text)")
     add("--json", metavar="FILE", help="also write JSON there; - for standard output")
-    add("--jobs", type=_positive, metavar="N", help="processes (default: one for each core, and one)")
+    add("--jobs", type=positive, metavar="N", help="processes (default: one for each core, and one)")
     add("--quiet", action="store_true", help="no progress, only the report")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
-    """Sweep and report. Returns 0, 1 where some program would be refused on some kernel, 3 when nothing was judged."""
+    """Sweep and report. Returns 0, 1 where some program would be refused on some kernel, 3 when nothing was judged, 4
+    when a BTF could not be, and nothing was refused by the others: what was not looked at is no pass.
+    """
     begun, clock = datetime.now(UTC).replace(microsecond=0), time.monotonic()
     jobs = _jobs(options)
     check_rules(options.rules)
@@ -77,7 +73,9 @@ def exit_status(result: SweepResult) -> int:
     outcomes = {one.outcome for swept in result.objects for prog in swept.progs for one in prog.classes}
     if "refused" in outcomes:
         return 1
-    return 0 if any(swept.btfs for swept in result.objects) else 3
+    if not any(swept.btfs for swept in result.objects):
+        return NothingJudgedError.exit_status
+    return InfrastructureError.exit_status if any(btf.error for btf in result.btfs) else 0
 
 
 def _show(result: SweepResult, options: argparse.Namespace, stdout: TextIO) -> None:

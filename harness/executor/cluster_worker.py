@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import threading
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from harness import __version__
 from harness.boot import GuestPackages
 from harness.errors import CorematrixError, InfrastructureError, Interrupted
 from harness.executor.judging import Judging, cached_kernels, note_cached
-from harness.executor.local import STOPPED, Guest
+from harness.executor.local import Guest
 from harness.executor.plan import available_memory_mb, total_memory_mb
 from harness.model.arch import ARCHITECTURES
 from harness.model.cell import Cell
@@ -34,6 +33,7 @@ from harness.model.result import CellResult
 from harness.rundir import PACKAGES, RunDirectory, file_name
 from harness.store import Store, digest_of
 from harness.vm import qemu
+from harness.vm.halt import STOPPED
 
 # A guest that nobody asked anything for this long is ended; a run of which nothing was heard for so long is over (its
 # submitter has died).
@@ -313,7 +313,7 @@ class _Run:
                 raise InfrastructureError(message, remedy="the submitter's cache is damaged, or changed meanwhile")
         tree = self.store.tree(_SHIPPED, key)
         if tree is not None and any(digest_of(tree / name) != digest for name, digest in shipment.files.items()):
-            shutil.rmtree(tree)
+            self.store.drop_tree(_SHIPPED, key)
             tree = None
         tree = tree or self.store.put_tree(_SHIPPED, key, shipment.files)
         here = replace(

@@ -24,7 +24,7 @@ from harness.boot import GuestPackages
 from harness.errors import CacheError, CorematrixError, InfrastructureError, Interrupted
 from harness.executor import functional
 from harness.executor.attempts import Answer
-from harness.executor.local import STOPPED, Guest, GuestSession, Services
+from harness.executor.local import Guest, GuestSession, Services
 from harness.executor.pairs import Pairs
 from harness.guest import btf as guest_btf
 from harness.model.bpf_object import ObjectFile
@@ -42,7 +42,7 @@ from harness.predict.models import RULES, Model
 from harness.rundir import PACKAGES, RunDirectory, file_name, logs_of
 from harness.session import JudgeRequest, SessionOptions
 from harness.store import Store
-from harness.vm.halt import Halt
+from harness.vm.halt import STOPPED, Halt
 
 _CACHED = "cached-kernels"
 _MODELS = "verifier-models"

@@ -19,6 +19,7 @@ from harness.executor.queue import KernelQueue, Work
 from harness.model.cell import Cell
 from harness.model.kernel import Kernel, KernelSpec
 from harness.model.result import CellResult
+from harness.vm.halt import STOPPED
 
 # Downloads wait for the network and unpacking takes a core: two at a time keep the guests supplied without starving
 # them.
@@ -27,7 +28,6 @@ FETCHERS = 2
 MOST_FAILED_BOOTS = 2
 # How long an interrupted run waits for its guests' threads, in seconds.
 PATIENCE = 3.0
-STOPPED = "stopped before it was judged"
 
 
 class GuestSession(Protocol):

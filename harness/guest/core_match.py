@@ -178,12 +178,10 @@ class Matcher:
         """
         names = (name for name, _, _, _ in self.target.members(t) if len(name) > 1 and name != wanted)
         near = [f"'{name}'" for name in names if wanted in name or name in wanted][:3]
-        has = "has " + ", ".join(near) if near else ""
+        has = f" (it has {', '.join(near)})" if near else ""  # in these words: a sweep leaves them out (answers.py)
         path = _path(spec)
-        if not path:
-            return f"has no member '{wanted}'" + (f" (it {has})" if has else "")
         owner = f"{KIND_NAMES[t.kind]} {t.name}" if t.name else f"an anonymous {KIND_NAMES[t.kind]}"
-        return f"has no member '{wanted}' in '{path}' ({owner}" + (f", which {has})" if has else ")")
+        return f"has no member '{wanted}'" + (f" in '{path}' ({owner})" if path else "") + has
 
     def _accept_member(
         self, local: tuple[int, int, str | None], t: Type, index: int, type_id: int, spec: Spec

@@ -90,8 +90,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         # VOF starts a kernel in place of SLOF, which takes its time; the four capabilities ask for mitigations that
         # TCG does not have. Restored by QEMU 7.2, the second processor never wakes (hard LOCKUP: its last heartbeat is
-        # that of the moment it was saved), and what waits for it waits for ever. With
-        # maxcpus=1 a restored guest hangs at its second question. Later QEMUs were not tried.
+        # that of the moment it was saved), and what waits for it waits for ever; with maxcpus=1 a restored guest
+        # hangs at its second question. Later QEMUs were not tried.
         Architecture(
             name="ppc64le", debian="ppc64el", uname="ppc64le", qemu="qemu-system-ppc64", qemu_package="qemu-system-ppc",
             machine="pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", cpu="power9",

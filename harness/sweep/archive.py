@@ -5,13 +5,13 @@ An archive is unpacked only so far as it stays below a limit: a few kilobytes of
 
 from __future__ import annotations
 
-import hashlib
 import io
 import lzma
 import mmap
 import tarfile
 from pathlib import Path
 
+from harness import store
 from harness.errors import UsageError
 from harness.guest.elf import Elf, is_elf
 from harness.guest.errors import GuestError
@@ -24,15 +24,11 @@ ARCHIVE_SUFFIXES = (".btf.tar.xz", ".tar.xz")
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file as it lies there. UsageError when it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_CHUNK):
-                digest.update(block)
+        return store.digest_of(path)
     except OSError as error:
         message = f"{path}: cannot be read: {error.strerror}"
         raise UsageError(message) from error
-    return digest.hexdigest()
 
 
 def read_btf(path: Path, limit: int = LARGEST_BTF) -> bytes:

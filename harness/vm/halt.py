@@ -10,6 +10,8 @@ from weakref import WeakSet
 
 from harness.errors import Interrupted
 
+STOPPED = "stopped before it was judged"
+
 
 class Running(Protocol):
     """What is needed of `qemu.Qemu`."""
@@ -38,8 +40,7 @@ class Halt:
     def check(self) -> None:
         """Interrupted once it was called: guests are lost because of it, and through no fault of theirs."""
         if self._called:
-            message = "stopped before it was judged"
-            raise Interrupted(message)
+            raise Interrupted(STOPPED)
 
     def __call__(self) -> None:
         with self._lock:

@@ -57,10 +57,8 @@ def older_than_needed(version: str) -> str | None:
 @functools.cache
 def first_cpu(qemu: str, machine: str, models: tuple[str, ...]) -> str:
     """The first of these -cpu words that this QEMU makes a machine with; when it takes none, the first, so that QEMU
-    itself says what is wrong with it. Where there is no choice nothing is tried.
+    itself says what is wrong with it.
     """
-    if len(models) == 1:
-        return models[0]
     return next((model for model in models if _makes(qemu, machine, model)), models[0])
 
 

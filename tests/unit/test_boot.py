@@ -137,8 +137,23 @@ def test_an_older_qemu_gets_a_cpu_it_knows(models: str, expected: str, tmp_path:
     assert qemu.first_cpu(str(path), arch.machine, (arch.cpu, *arch.cpus_instead)) == expected
 
 
-def test_where_there_is_no_choice_nothing_is_tried() -> None:
-    assert qemu.first_cpu("/nowhere/qemu", "q35", ("qemu64",)) == "qemu64"
+def test_where_there_is_no_choice_nothing_is_tried(tmp_path: Path) -> None:
+    assert boot._cpu_model("/nowhere/qemu", ARCHITECTURES["x86_64"], Store(tmp_path)) == ARCHITECTURES["x86_64"].cpu
+
+
+def test_a_qemu_is_asked_once_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start one costs a fifth of what a restored guest does. Another version is another QEMU."""
+    asked: list[str] = []
+
+    def first(binary: str, _machine: str, models: tuple[str, ...]) -> str:
+        asked.append(binary)
+        return models[1]
+
+    monkeypatch.setattr(qemu, "first_cpu", first)
+    for version, times in (("7.2.1", 1), ("7.2.1", 1), ("8.0.0", 2)):
+        monkeypatch.setattr(qemu, "version", lambda _binary, version=version: version)
+        assert boot._cpu_model("q", ARCHITECTURES["arm64"], Store(tmp_path)) == ARCHITECTURES["arm64"].cpus_instead[0]
+        assert len(asked) == times
 
 
 def test_a_qemu_older_than_any_that_could_work_is_named() -> None:

@@ -126,8 +126,8 @@ SEC("raw_tp/x") u64 second(struct task *t) { return t->all[2].read_bytes; }
     [
         (
             "struct io { int read_bytes_all; }; struct task { int pid; struct io ioac; struct io all[4]; };",
-            "has no member 'read_bytes' in 'ioac' (struct io, which has 'read_bytes_all')",
-            "has no member 'read_bytes' in 'all[2]' (struct io, which has 'read_bytes_all')",
+            "has no member 'read_bytes' in 'ioac' (struct io) (it has 'read_bytes_all')",
+            "has no member 'read_bytes' in 'all[2]' (struct io) (it has 'read_bytes_all')",
         ),
         (
             "struct task { int pid; struct { int x; } ioac; int *all[4]; };",

@@ -462,6 +462,33 @@ def test_a_damaged_btf_is_a_line_of_its_own_and_the_others_are_judged(sweep, tre
     assert "against 7 BTFs" in out
 
 
+def test_a_btf_that_could_not_be_judged_is_no_pass(sweep, tree, obj):
+    """The object loads where the field is there; of the kernel in the damaged archive nobody knows."""
+    assert sweep(obj, "--btf", tree / "beta" / "9")[0] == 0
+    (tree / "beta" / "9" / "x86_64" / "4.19.0.btf.tar.xz").write_bytes(b"no archive")
+    status, out, _ = sweep(obj, "--btf", tree / "beta" / "9")
+    assert status == 4
+    assert "not judged: " in out
+
+
+def test_what_else_a_struct_has_parts_no_kernels(sweep, tmp_path):
+    """Two kernels lack the same member; that their neighbours are called otherwise makes no two classes of them."""
+    path = tmp_path / "nested.bpf.o"
+    path.write_bytes(compile_bpf("""
+struct io { int bytes; } PAI;
+struct thing { struct io ioac; } PAI;
+SEC("raw_tp/x") u64 read_it(struct thing *t) { return t->ioac.bytes; }
+"""))
+    for release, member in (("5.1.0", "bytes_read"), ("5.2.0", "bytes_written")):
+        elf = Elf(compile_target(f"struct io {{ int {member}; }}; struct thing {{ struct io ioac; }};", "struct thing"))
+        packed(tmp_path / "tree" / "x86_64" / f"{release}.btf.tar.xz", bytes(elf.content(elf.section(".BTF"))))
+    _, out, _ = sweep(path, "--btf", tmp_path / "tree", "--format", "json")
+    (relo,) = json.loads(out)["objects"][0]["core_relos"]
+    (only,) = relo["classes"]
+    assert (only["outcome"], only["count"]) == ("poisoned", 2)
+    assert "has no member 'bytes' in 'ioac' (struct io) for" in only["reason"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"something else" * 9, None])
 def test_a_damaged_index_is_made_anew(sweep, tree, obj, tmp_path, damage):
     first = json.loads(sweep(obj, "--btf", tree, "--format", "json", "--jobs", 1)[1])
