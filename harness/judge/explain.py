@@ -263,7 +263,26 @@ def explain(case: Case) -> tuple[str, ...]:
     rows = {"pre_verifier": PRE_VERIFIER, "verifier": VERIFIER, "maps": MAPS}.get(case.stage, ())
     texts = (_recognise(row, case) for row in rows)
     found = next(((text,) for text in texts if text is not None), ())
-    return (*found, *_OTHER_STAGES.get(case.stage, ()), *_no_btf(case))
+    return (*found, *_extern(case), *_OTHER_STAGES.get(case.stage, ()), *_no_btf(case))
+
+
+def _extern(case: Case) -> tuple[str, ...]:
+    """What to do about an extern that has no value here."""
+    if case.stage != "externs":
+        return ()
+    return (next((says for said, says in _EXTERNS.items() if said in case.error), _STRONG_EXTERN),)
+
+
+# By what libbpf (bpf_object__resolve_externs) and our loader say: neither of the first two cares whether it is weak.
+_EXTERNS = {
+    "failed to open system Kconfig": "this kernel's configuration is not at hand here, and libbpf gives up on the "
+    "object when it has a CONFIG_ extern, weak or not, and finds none. A machine that has /boot/config-RELEASE may "
+    "well load it: give the row a `config` (docs/kernels.md), or judge it on another kernel",
+    "failed to get kernel version": "this kernel does not call itself by three numbers (release candidates do not), "
+    "and libbpf then gives up on the object, whether LINUX_KERNEL_VERSION is weak or not: ask for a field, a type or "
+    "a helper in place of a version",
+}
+_STRONG_EXTERN = "libbpf gives up on the object when a strong extern cannot be had: declare it __weak and test it"
 
 
 def _no_btf(case: Case) -> tuple[str, ...]:
@@ -290,7 +309,6 @@ def _about_type(case: Case) -> tuple[str, ...]:
 _KPROBE_DOES = frozenset({"tracepoint", "raw_tracepoint", "raw_tracepoint_writable", "tracing"})
 _OTHER_STAGES = {
     "core": ("libbpf gives up on the whole object when one relocation is an error: no program of it is loaded",),
-    "externs": ("libbpf gives up on the object when a strong extern cannot be had: declare it __weak and test it",),
     "maps": ("libbpf gives up on the whole object when a map cannot be created",),
 }
 

@@ -28,9 +28,9 @@ _SYSFS = Path("/sys/kernel/btf/vmlinux")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One BTF to relocate against. `kernel_version` is what LINUX_KERNEL_VERSION says (three numbers; None: not known;
-    libbpf takes Debian's from the package, not from the release). `digest` is the SHA-256 of the file at `path` when
-    it is known already; `kconfig` the kernel's configuration, if there is one.
+    """One BTF to relocate against. `kernel_version` is what libbpf reads LINUX_KERNEL_VERSION from (None: not known;
+    of Debian's kernels the package's version, not the release; without three numbers it reads nothing). `digest` is
+    the SHA-256 of the file at `path` when it is known already; `kconfig` the kernel's configuration, if there is one.
     """
 
     id: str
@@ -45,7 +45,8 @@ class Target:
 
     def version_by(self, rules: tuple[int, ...] | None) -> str | None:
         """`kernel_version` as a version of libbpf tells it (None: the newest)."""
-        return self.kernel_version if reads_debian_version(rules) else _three_numbers(self.release)
+        of_a_file = self.distro == "file" or self.kernel_version is None  # its name is no release
+        return self.kernel_version if of_a_file or reads_debian_version(rules) else self.release
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -87,7 +88,7 @@ def _target(path: Path) -> Target:
         return Target(
             id=f"this machine ({platform.release()})", distro="this machine", version="",
             arch=_HOST.get(machine, machine), release=platform.release(), path=path,
-            kernel_version=_three_numbers(platform.release()),
+            kernel_version=platform.release(),
         )  # fmt: skip
     release = _release(path)
     parts = path.absolute().parts[:-1]
@@ -95,7 +96,7 @@ def _target(path: Path) -> Target:
         distro, version, arch = parts[-3], parts[-2], _ARCHES[parts[-1]]
         return Target(
             id=f"{distro}/{version}/{arch}/{release}", distro=distro, version=version, arch=arch, release=release,
-            path=path, kernel_version=_three_numbers(release),
+            path=path, kernel_version=release if release[:1].isdigit() else None,
         )  # fmt: skip
     return Target(
         id=str(path), distro="file", version="", arch=None, release=release, path=path,
@@ -111,8 +112,15 @@ def _release(path: Path) -> str:
 
 
 def _three_numbers(text: str) -> str | None:
-    match = re.match(r"(?:\d+:)?(\d+\.\d+)(\.\d+)?", text)
+    """Of a file's name: `vmlinux-5.4` is taken for 5.4.0."""
+    match = re.match(r"(\d+\.\d+)(\.\d+)?", text)
     return None if match is None else match[1] + (match[2] or ".0")
+
+
+def _stable(version: str) -> str | None:
+    """The stable release in a package's version, such as 6.1.192-2; None in 7.3~rc7-1, where libbpf reads nothing."""
+    match = re.match(r"(?:\d+:)?(\d+\.\d+\.\d+)", version)
+    return None if match is None else match[1]
 
 
 def kernel_targets(kernels: Iterable[Kernel]) -> tuple[Target, ...]:
@@ -125,7 +133,7 @@ def kernel_targets(kernels: Iterable[Kernel]) -> tuple[Target, ...]:
             arch=kernel.spec.arch.name,
             release=kernel.release,
             path=kernel.btf,
-            kernel_version=_three_numbers(str(kernel.source.get("version", ""))) or _three_numbers(kernel.release),
+            kernel_version=_stable(str(kernel.source.get("version", ""))) or kernel.release,
             digest=kernel.btf_sha256,
             kconfig=kernel.config,
         )

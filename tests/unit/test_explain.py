@@ -75,6 +75,8 @@ def refused_map(kind):
         (prog(loaded=False, stage="core"), "gives up on the whole object"),
         (prog(loaded=False, stage="core", error="... relocation: the kernel has no BTF"), "`btf: {dwarf: FILE}`"),
         (prog(loaded=False, stage="externs"), "__weak"),
+        (prog(loaded=False, stage="externs", error="failed to open system Kconfig (...)"), "give the row a `config`"),
+        (prog(loaded=False, stage="externs", error="extern (kcfg) 'X': failed to get kernel version"), "three numbers"),
     ],
 )
 def test_refused_before_the_verifier(program, said):

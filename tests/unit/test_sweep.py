@@ -23,12 +23,16 @@ from harness.guest.btf import BTF_KIND_FUNC, BTF_KIND_STRUCT, Btf
 from harness.guest.core_relo import Targets, relocate
 from harness.guest.elf import Elf
 from harness.guest.errors import MalformedBtf
+from harness.guest.kconfig import kernel_version
+from harness.model.arch import ARCHITECTURES
+from harness.model.kernel import Kernel, KernelSpec
 from harness.model.release import natural
+from harness.model.sources import MainlineSource
 from harness.sweep import archive, engine
 from harness.sweep.answers import Fate
 from harness.sweep.classes import classes
 from harness.sweep.index import IndexedBtf, write_index
-from harness.sweep.targets import Target, find_targets
+from harness.sweep.targets import Target, find_targets, kernel_targets
 from tests.support.btf_builder import BtfBuilder
 from tests.support.clang import compile_bpf, compile_target
 from tests.support.derived_btf import derive
@@ -324,7 +328,26 @@ def test_debians_patch_level_is_in_the_package_and_an_old_libbpf_does_not_see_it
         kernel_version="6.1.192",
     )  # fmt: skip
     assert [debian.version_by(rules) for rules in (None, (1, 5), (1, 2))] == ["6.1.192"] * 3
-    assert debian.version_by((1, 1)) == "6.1.0"  # libbpf 1.1.2's get_kernel_version() reads uname's release
+    # libbpf 1.1.2's get_kernel_version() reads uname's release
+    assert debian.version_by((1, 1)) == "6.1.0-56-cloud-amd64"
+
+
+@pytest.mark.parametrize(
+    ("release", "package", "read"),
+    [
+        ("6.1.0-56-cloud-amd64", "6.1.192-2", kernel_version("6.1.192")),
+        ("6.18.44-own", "", kernel_version("6.18.44")),
+        ("7.3-cloud-amd64", "7.3~rc7-1~exp1", 0),  # seen in a guest: "failed to get kernel version"
+    ],
+)
+def test_a_release_candidate_of_debian_has_no_version_for_libbpf(release, package, read):
+    spec = KernelSpec(id="debian-x", arch=ARCHITECTURES["x86_64"], variant="cloud", source=MainlineSource(version="v1"))
+    kernel = Kernel(
+        spec=spec, release=release, vmlinuz=None, vmlinuz_sha256="", config=None, modules=(), btf=Path("x"),
+        btf_sha256="0", config_sha256=None, source={"version": package} if package else {},
+    )  # fmt: skip
+    (target,) = kernel_targets([kernel])
+    assert kernel_version(target.version_by(None) or "") == read
 
 
 # -- classes and ranges
