@@ -14,7 +14,7 @@ from typing import Any
 from harness.errors import CorematrixError, GuestLostError
 from harness.judge import expectations as promises
 from harness.judge import liveness, shape
-from harness.judge.explain import DEAD_POISON, Case, errno_text, explain
+from harness.judge.explain import DEAD_POISON, NO_KCONFIG, Case, errno_text, explain
 from harness.judge.stop import STATISTICS, last_report
 from harness.model.expectation import Expectations
 from harness.model.result import (
@@ -53,6 +53,12 @@ def classify(
     problem = shape.problem(facts)
     if problem is not None:
         return replace(begun, status=CellStatus.ERROR, reason=f"the guest's facts are malformed: {problem}")
+    unknown = _lacks_configuration(facts, begun)
+    if unknown is not None:
+        return replace(
+            begun, status=CellStatus.NOT_APPLICABLE, reason=unknown, loader_version=facts.get("loader_version"),
+            object_error=facts.get("object_error"), notes=(*begun.notes, f"not applicable: {unknown}"),
+        )  # fmt: skip
     rules = promises.rules_for(expectations, begun, today)
     progs = [_prog(facts, prog, (crashed or {}).get(prog["name"])) for prog in facts.get("progs") or ()]
     known = {prog.name for prog in progs}
@@ -67,6 +73,18 @@ def classify(
         progs=tuple(progs),
     )
     return _with_status(result, promises.missing(rules, progs) if progs else ())
+
+
+def _lacks_configuration(facts: Mapping[str, Any], begun: CellResult) -> str | None:
+    """Why the guest cannot stand for machines that run this kernel, None when it can: the object reads the kernel's
+    configuration, every machine with a distribution's kernel has that, and only the archive has lost it.
+    """
+    error, source = facts.get("object_error") or {}, begun.kernel.source
+    wanted = error.get("stage") == Stage.EXTERNS and NO_KCONFIG in (error.get("message") or "")
+    if not wanted or source.get("kind") != "apt" or begun.kernel.config_sha256 is not None:
+        return None
+    package = source.get("package") or begun.kernel.release
+    return f"the object has CONFIG_ externs, and the configuration of {package} is no longer in the repository"
 
 
 def lost(begun: CellResult, error: CorematrixError) -> CellResult:

@@ -273,9 +273,10 @@ def _extern(case: Case) -> tuple[str, ...]:
     return (next((says for said, says in _EXTERNS.items() if said in case.error), _STRONG_EXTERN),)
 
 
+NO_KCONFIG = "failed to open system Kconfig"
 # By what libbpf (bpf_object__resolve_externs) and our loader say: neither of the first two cares whether it is weak.
 _EXTERNS = {
-    "failed to open system Kconfig": "this kernel's configuration is not at hand here, and libbpf gives up on the "
+    NO_KCONFIG: "this kernel's configuration is not at hand here, and libbpf gives up on the "
     "object when it has a CONFIG_ extern, weak or not, and finds none. A machine that has /boot/config-RELEASE may "
     "well load it: give the row a `config` (docs/kernels.md), or judge it on another kernel",
     "failed to get kernel version": "this kernel does not call itself by three numbers (release candidates do not), "

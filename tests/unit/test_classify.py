@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import jsonschema
@@ -63,6 +64,27 @@ def test_an_object_refused_before_its_programs_are_known_fails():
     error = {"stage": "open", "errno": 8, "message": "not an ELF file", "relo": None}
     cell = judged(facts([], object_error=error))
     assert (cell.status, cell.reason) == (CellStatus.FAILED, "refused at open: not an ELF file")
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "status"),
+    [
+        ({"kind": "apt", "package": "linux-image-7.1.13"}, None, CellStatus.NOT_APPLICABLE),
+        ({"kind": "apt", "package": "linux-image-7.1.13"}, "00" * 32, CellStatus.FAILED),
+        ({"kind": "path"}, None, CellStatus.FAILED),
+        ({"kind": "local"}, None, CellStatus.FAILED),
+    ],
+)
+def test_a_configuration_that_only_the_archive_has_lost_is_nothing_the_kernel_said(source, config, status):
+    """trixie-backports keeps linux-binary of 6.19 to 7.1, and drops linux-base, which has /boot/config."""
+    said = "failed to open system Kconfig (/boot/config-RELEASE, /proc/config.gz)"  # libbpf's words
+    error = {"stage": "externs", "errno": 22, "message": said, "relo": None}
+    cell = begun("debian-7.1-generic-amd64")
+    cell = replace(cell, kernel=replace(cell.kernel, source=source, config_sha256=config))
+    found = judged(facts([prog(loaded=False, stage="externs")], object_error=error), cell=cell)
+    assert found.status is status
+    gone = "linux-image-7.1.13 is no longer in the repository" in found.reason
+    assert gone is (status is CellStatus.NOT_APPLICABLE)
 
 
 def test_a_fatal_relocation_refuses_every_program_and_says_what_each_does_alone():
