@@ -82,7 +82,7 @@ def choose(
         one for answered in found
         if (one := _foretold(targets[answered.target], answered, jobs, real, known)) is not None
     ]  # fmt: skip
-    notes += [f"{targets[one.target].id}: {one.error}" for one in found if one.error]
+    notes += [_with_name(targets[one.target].id, one.error) for one in found if one.error]
     always += [targets[one.target].id for one in found if one.error and targets[one.target].id in known]
     made = cover(_in_matrix_order(foretold, specs), always, notes)
     on_event(f"--cover: {len(made.booted)} of {made.kernels} kernels are booted: {', '.join(made.booted)}")
@@ -109,6 +109,11 @@ def _provided(
             always.append(spec.id)
             notes.append(f"{spec.id}: {why}")
     return known, always, notes
+
+
+def _with_name(name: str, text: str) -> str:
+    """What is wrong with a BTF: of its contents it is said with the name, of its file with the path."""
+    return text if text.startswith(f"{name}: ") else f"{name}: {text}"
 
 
 def _subject(name: str, settings: Iterable[tuple[str, str]]) -> str:
