@@ -53,12 +53,6 @@ def classify(
     problem = shape.problem(facts)
     if problem is not None:
         return replace(begun, status=CellStatus.ERROR, reason=f"the guest's facts are malformed: {problem}")
-    unknown = _lacks_configuration(facts, begun)
-    if unknown is not None:
-        return replace(
-            begun, status=CellStatus.NOT_APPLICABLE, reason=unknown, loader_version=facts.get("loader_version"),
-            object_error=facts.get("object_error"), notes=(*begun.notes, f"not applicable: {unknown}"),
-        )  # fmt: skip
     rules = promises.rules_for(expectations, begun, today)
     progs = [_prog(facts, prog, (crashed or {}).get(prog["name"])) for prog in facts.get("progs") or ()]
     known = {prog.name for prog in progs}
@@ -72,18 +66,23 @@ def classify(
         skipped_core_relos=facts.get("skipped_core_relos") or 0,
         progs=tuple(progs),
     )
-    return _with_status(result, promises.missing(rules, progs) if progs else ())
+    result = _with_status(result, promises.missing(rules, progs) if progs else ())
+    lacking = _lacks_configuration(result)
+    if lacking is not None and result.status is CellStatus.FAILED:
+        return replace(result, status=CellStatus.ERROR, reason=lacking)
+    return result
 
 
-def _lacks_configuration(facts: Mapping[str, Any], begun: CellResult) -> str | None:
+def _lacks_configuration(result: CellResult) -> str | None:
     """Why the guest cannot stand for machines that run this kernel, None when it can: the object reads the kernel's
-    configuration, every machine with a distribution's kernel has that, and only the archive has lost it.
+    configuration, every machine with a distribution's kernel has that, and only the archive has lost it. So what the
+    guest says is nobody's failure; it is no pass either.
     """
-    error, source = facts.get("object_error") or {}, begun.kernel.source
+    error, source = result.object_error or {}, result.kernel.source
     wanted = error.get("stage") == Stage.EXTERNS and NO_KCONFIG in (error.get("message") or "")
-    if not wanted or source.get("kind") != "apt" or begun.kernel.config_sha256 is not None:
+    if not wanted or source.get("kind") != "apt" or result.kernel.config_sha256 is not None:
         return None
-    package = source.get("package") or begun.kernel.release
+    package = source.get("package") or result.kernel.release
     return f"the object has CONFIG_ externs, and the configuration of {package} is no longer in the repository"
 
 

@@ -69,7 +69,7 @@ def test_an_object_refused_before_its_programs_are_known_fails():
 @pytest.mark.parametrize(
     ("source", "config", "status"),
     [
-        ({"kind": "apt", "package": "linux-image-7.1.13"}, None, CellStatus.NOT_APPLICABLE),
+        ({"kind": "apt", "package": "linux-image-7.1.13"}, None, CellStatus.ERROR),
         ({"kind": "apt", "package": "linux-image-7.1.13"}, "00" * 32, CellStatus.FAILED),
         ({"kind": "path"}, None, CellStatus.FAILED),
         ({"kind": "local"}, None, CellStatus.FAILED),
@@ -84,7 +84,17 @@ def test_a_configuration_that_only_the_archive_has_lost_is_nothing_the_kernel_sa
     found = judged(facts([prog(loaded=False, stage="externs")], object_error=error), cell=cell)
     assert found.status is status
     gone = "linux-image-7.1.13 is no longer in the repository" in found.reason
-    assert gone is (status is CellStatus.NOT_APPLICABLE)
+    assert gone is (status is CellStatus.ERROR)
+
+
+def test_a_rule_may_leave_out_a_kernel_whose_configuration_the_archive_has_lost():
+    error = {"stage": "externs", "errno": 22, "message": "failed to open system Kconfig (...)", "relo": None}
+    cell = begun("debian-7.1-generic-amd64")
+    cell = replace(cell, kernel=replace(cell.kernel, source={"kind": "apt"}, config_sha256=None))
+    rules = [{"kernels": "debian-7.1-*", "verdict": "not_applicable", "reason": "no configuration"}]
+    answer = facts([prog(loaded=False, stage="externs")], object_error=error)
+    found = judged(answer, {"rules": rules}, cell=cell)
+    assert (found.status, found.reason) == (CellStatus.NOT_APPLICABLE, "no configuration")
 
 
 def test_a_fatal_relocation_refuses_every_program_and_says_what_each_does_alone():
