@@ -12,13 +12,12 @@ deadlines are checked here and in `guest/wire.py`, the meaning of the facts in `
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -31,43 +30,11 @@ from harness.model.verdict import Start
 from harness.store import Store
 from harness.transport import ChannelClosedError, ChannelTimeoutError, question
 from harness.vm import accelerator, qemu, snapshot
+from harness.vm.deadlines import deadlines_on
 from harness.vm.halt import Halt
 from harness.vm.qmp import QmpError
 
 _MAX_BLOB = 32 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deadlines:
-    """Seconds allowed for each step of a guest's life."""
-
-    boot: float
-    restore: float
-    save: float
-    judge: float
-    power_off: float
-
-    def times(self, factor: float) -> Deadlines:
-        """Each so many times as long."""
-        return Deadlines(**{name: round(value * factor, 1) for name, value in asdict(self).items()})
-
-
-# Under emulation a boot takes 2 to 8 seconds on an idle machine and several times that on a busy one; a deadline is
-# for a guest that hangs, not for one that is slow. So on a busy machine all of them are longer (`patience`).
-DEADLINES = {
-    accelerator.TCG: Deadlines(boot=120.0, restore=30.0, save=60.0, judge=300.0, power_off=5.0),
-    accelerator.KVM: Deadlines(boot=30.0, restore=10.0, save=30.0, judge=120.0, power_off=5.0),
-}
-
-
-_MOST_PATIENCE = 4.0
-
-
-def patience() -> float:
-    """How much longer everything takes on this machine now: processes that want a processor (getloadavg(3), the last
-    minute) for each there is; 1 on a machine that is not busy.
-    """
-    return min(max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0), _MOST_PATIENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +116,7 @@ class Session:
         self._told: dict[Guest, object] = {}
         started = time.monotonic()
         self._accelerator = self._choose_accelerator()
-        self._deadlines = DEADLINES[self._accelerator.name].times(patience())
+        self._deadlines = deadlines_on(self._accelerator.name)
         self._recipe = self._make_recipe(self._accelerator.name)
         self._guest, start = self._begin()
         self._check_btf(self._guest)

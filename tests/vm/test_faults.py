@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness.errors import GuestLostError
+from harness.errors import CorematrixError, GuestLostError
 from harness.model.kernel import Kernel
 from harness.session import JudgeRequest, Session
 from harness.vm.console import _KEEP_HEAD, _KEEP_TAIL
+from harness.vm.deadlines import DEADLINES
 from tests.support import faulty_module, guests
 
 pytestmark = pytest.mark.vm
@@ -148,15 +149,13 @@ def test_a_kernel_that_never_boots(kernel: Kernel, tmp_path: Path) -> None:
     """A file QEMU takes for a kernel and no CPU can run: nothing comes, and the deadline ends it."""
     from dataclasses import replace
 
-    from harness import session as module
-
     broken = tmp_path / "vmlinuz"
     broken.write_bytes(kernel.vmlinuz.read_bytes()[: 1 << 20] + bytes(1 << 20))
     bad = replace(kernel, vmlinuz=broken, vmlinuz_sha256="0" * 64)
-    deadlines = replace(module.DEADLINES["tcg"], boot=4.0)
+    deadlines = replace(DEADLINES["tcg"], boot=4.0)
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
-        context.setitem(module.DEADLINES, "tcg", deadlines)
-        with pytest.raises((GuestLostError, module.CorematrixError)) as caught:
+        context.setitem(DEADLINES, "tcg", deadlines)
+        with pytest.raises((GuestLostError, CorematrixError)) as caught:
             Session(bad, guests.options(bad, cold=True))
     assert kernel.spec.id in str(caught.value) or str(broken) in str(caught.value)

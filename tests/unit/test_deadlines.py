@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from harness import session
+from harness.vm.deadlines import DEADLINES, deadlines_on
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ def test_deadlines_grow_with_the_load(
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
-    plain = session.DEADLINES["tcg"]
-    patient = plain.times(session.patience())
+    plain = DEADLINES["tcg"]
+    patient = deadlines_on("tcg")
     assert (patient.boot, patient.restore, patient.judge) == (
         plain.boot * times, plain.restore * times, plain.judge * times,
     )  # fmt: skip
