@@ -83,13 +83,13 @@ def test_a_search_that_is_cut_short_says_how_few_could_do():
 def foretell(tmp_path):
     """Foretold kernels from C texts: id -> (types, functions)."""
 
-    def make(*, attach="attach_here", arch=None, **kernels):
+    def make(*, attach="attach_here", arch=None, program=None, **kernels):
         directory = tmp_path / "btf"
         for name, text in kernels.items():
             path = directory / "d" / "1" / "x86_64" / f"{name}.btf"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(raw(VERIFIER + text))
-        data = compile_bpf(PROGRAM % (attach, attach))
+            path.write_bytes(raw(text if "bpf_verifier_state" in text else VERIFIER + text))
+        data = compile_bpf(program or PROGRAM % (attach, attach))
         path = tmp_path / "thing.bpf.o"
         path.write_bytes(data)
         job = Job(object=ObjectFile(name="thing", path=path, sha256="0" * 64, size=len(data)))
@@ -183,6 +183,46 @@ def test_a_function_that_is_missing_is_another_outcome_where_btf_decides_it_and_
     found = cover(foretell(**{"5.4.0": NEW + TARGET, "6.1.0": NEW + without}))
     assert found.booted == ("5.4.0", "6.1.0")  # fentry is refused there
     assert found.stand_ins == ()
+
+
+BRANCHES = """
+struct thing { int old_name; } PAI;
+struct thing___new { int new_name; } PAI;
+SEC("kprobe/x")
+int decided(void *ctx)
+{
+    int value = 1;
+    if (field_info(((struct thing___new *)0)->new_name, EXISTS) > 1)
+        %s;
+    return value;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("dead", "what"),
+    [
+        ("value = field_info(((struct thing *)0)->old_name, BYTE_OFF)", "relocations"),
+        ("value = ((long (*)(void))4)()", "helpers"),
+    ],
+)
+def test_what_only_another_verifier_reaches_is_another_outcome(foretell, dead, what):
+    """Both load, and every relocation comes to the same; but one verifier walks a branch that the other decides."""
+    types = "struct thing { int new_name; int old_name; };"
+    older = VERIFIER.replace("int branches", "int x") + types
+    kernels = foretell(program=BRANCHES % dead, **{"4.18.0": older, "5.4.0": types})
+    fates = [one.answers["thing"].progs["decided"].key for one in kernels]
+    details = [one.detail("thing").progs["decided"] for one in kernels]
+    assert fates[0] == fates[1]
+    assert getattr(details[0], what) != getattr(details[1], what)
+    assert cover(kernels).booted == ("4.18.0", "5.4.0")
+
+
+def test_other_bytes_are_another_object(foretell):
+    one, other = foretell(**{"5.4.0": OLD + TARGET, "5.9.0": OLD + TARGET})
+    assert cover([one, other]).booted == ("5.4.0",)
+    rebuilt = dataclasses.replace(other, digests={"thing": "1" * 64})
+    assert cover([one, rebuilt]).booted == ("5.4.0", "5.9.0")
 
 
 def test_an_outcome_that_no_bootable_kernel_shows_is_said(foretell):

@@ -70,7 +70,8 @@ class Covered:
             path.write_bytes(data)
             return replace(kernel, btf=path, btf_sha256=hashlib.sha256(data).hexdigest())
 
-        asked = self.asked
+        asked: list[str] = []
+        self.asked = asked
 
         class Fake:
             def __init__(self, _services: object) -> None:
@@ -84,8 +85,8 @@ class Covered:
 
         self._monkeypatch.setattr("harness.kernels.provide", provide)
         self._monkeypatch.setattr(executors, "LocalExecutor", Fake)
-        words = [word for kernel in RELEASES for word in ("-k", kernel)]
-        status = cli.main(["run", "thing.bpf.o", *words, "--cover", "--json", "run.json", *more])
+        words = [word for kernel in RELEASES for word in ("-k", kernel)] if "--only" not in more else []
+        status = cli.main(["run", str(self._place), *words, "--cover", "--json", "run.json", *more])
         self.out, self.err = self._capsys.readouterr()
         run = json.loads(Path("run.json").read_text())
         assert [cell["kernel"]["id"] for cell in run["cells"]] == self.asked
@@ -175,3 +176,21 @@ def test_a_kernel_of_which_only_btf_is_at_hand_is_said_and_never_run(covered: Co
     (one,) = [one for one in covered.cover["stand_ins"] if one["distro"] == "alien"]
     assert (one["bootable"], one["uncovered"]) == (False, ["guarded"])
     assert (covered.cover["kernels"], covered.cover["unshown"]) == (4, 1)
+    assert [share["progs"] for share in one["by"]] == [["plain"]]
+
+    def refused(result: CellResult) -> CellResult:
+        return judged(facts([prog("guarded", loaded=False), prog("plain")]), cell=begun(result.kernel.id, "thing"))
+
+    assert covered.run(OLD, NEW, NEW, becomes=refused, more=("--cover-btf", str(tmp_path / "tree"))) == 1
+    (one,) = [one for one in covered.cover["stand_ins"] if one["distro"] == "alien"]
+    assert [remark for remark in one["unproven"] if remark["what"] == "proof"] == []  # of `guarded` it shows nothing
+
+
+def test_a_kernel_stands_for_another_with_the_objects_it_runs(covered: Covered, tmp_path: Path) -> None:
+    (tmp_path / "other.bpf.o").write_bytes((tmp_path / "thing.bpf.o").read_bytes())
+    cells = [f"{FIRST}/thing@python", f"{SECOND}/thing@python", f"{THIRD}/other@python"]
+    more = tuple(word for cell in cells for word in ("--only", cell))
+    assert covered.run(NEW, NEW, NEW, more=more) == 0
+    assert covered.asked == [FIRST, THIRD]
+    (one,) = covered.cover["stand_ins"]
+    assert (one["kernel"], one["object"], one["by"][0]["kernel"]) == (SECOND, "thing", FIRST)

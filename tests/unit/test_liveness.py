@@ -136,6 +136,14 @@ def branch_program(loaded_at_last: bool):
     return judged(facts([program], relos))
 
 
+def test_what_follows_a_poisoned_ldimm64_is_not_it():
+    log = "0: R1=ctx(off=0,imm=0) R10=fp0\n0: (b7) r1 = 1\n3: (bf) r1 = r9\nR9 !read_ok\n"
+    enum = poisoned(0, "bpf_func_id::GONE", kind="enumval_value", before="18" + "00" * 15)
+    program = prog(loaded=False, relos=[(0, 1), (1, 5)], log=log, evidence=evidence(None, [[0, 1], [3, 4]]))
+    behind = relocation(judged(facts([program], [enum, relo(1)])), 1).behind
+    assert (behind.insn, behind.index, behind.field) == (3, None, None)
+
+
 def test_an_accepted_analysis_load_shows_what_is_live_beside_the_poison():
     cell = branch_program(loaded_at_last=True)
     assert states(cell) == {0: "live", 1: "unreached", 2: "live", 3: "eliminated"}
@@ -201,3 +209,19 @@ def test_a_refused_flip_proves_what_it_reached_and_nothing_else():
     found = evidence([[0, 3], [4, 9]], flips=[flip(0, 1, False, visited=[[0, 4]])])
     cell = judged(facts([prog(relos=[(0, 1), (1, 3), (2, 4)], evidence=found)], relos))
     assert [(ref.index, ref.evidence) for ref in relocation(cell, 0).protects] == [(1, Evidence.VERIFIER_LOG)]
+
+
+def test_of_what_is_not_known_to_live_or_not_a_flip_shows_no_change():
+    """The witnesses disagree about relocation 1."""
+    relos = [guard(0, "a.old", 0), relo(1, "a.new")]
+    found = evidence([[0, 3]], [[0, 4]], flips=[flip(0, 1, True, survived=[[0, 9]], visited=[[0, 9]])])
+    cell = judged(facts([prog(relos=[(0, 1), (1, 3)], evidence=found)], relos))
+    assert states(cell) == {0: "live", 1: "unknown"}
+    assert (relocation(cell, 0).protects, relocation(cell, 1).guarded_by) == ((), ())
+
+
+def test_a_guard_does_not_protect_itself_and_a_flip_of_another_programs_guard_says_nothing():
+    relos = [guard(0, "a.old", 0), relo(1, "a.new"), guard(2, "b.old", 0, function="other")]
+    flips = [flip(0, 1, True, survived=[[2, 9]]), flip(2, 5, True, survived=[[0, 3], [4, 9]])]
+    cell = judged(facts([prog(relos=[(0, 1), (1, 3)], evidence=evidence([[0, 9]], flips=flips))], relos))
+    assert [(item.protects, item.guarded_by) for item in only_prog(cell).core_relos] == [((), ())] * 2
