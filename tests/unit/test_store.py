@@ -257,7 +257,8 @@ def test_killed_at_each_step_the_next_run_comes_to_the_same(store: Store, step: 
     trap = (
         f"import signal\nleft = [{step}]\n"
         "def hook(event, args):\n"
-        "    if event in ('os.rename', 'os.link', 'os.mkdir', 'os.chmod', 'os.remove', 'os.rmdir'):\n"
+        "    writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)\n"
+        "    if writes or event in ('os.rename', 'os.link', 'os.mkdir', 'os.chmod', 'os.remove', 'os.rmdir'):\n"
         "        if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        left[0] -= 1\n"
         "sys.addaudithook(hook)\n"
@@ -276,6 +277,75 @@ def test_killed_at_each_step_the_next_run_comes_to_the_same(store: Store, step: 
     }
     assert list((store.root / "tmp").iterdir()) == []
     store.close()
+
+
+_WRITING = """
+import signal
+old, new = {"date": "1", "more": "x" * 5000}, {"date": "2", "more": "y" * 5000}
+data, blob = bytes(range(256)) * 400, "BLOB"
+files = {"one": store.put_bytes(b"1" * 5000), "more/two": store.put_bytes(b"2" * 5000)}
+
+def killed_at(step):
+    left = [step]
+    def hook(frame, event, argument):
+        if event == "c_call":
+            if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+    with Store(store.root) as mine:
+        sys.setprofile(hook)
+        WORK
+        sys.setprofile(None)
+
+found = set()
+for step in range(5000):
+    with Store(store.root) as mine:
+        BEFORE
+    if (child := os.fork()) == 0:
+        killed_at(step)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with Store(store.root) as mine:
+        now = LOOK
+    assert now in STATES, (step, now)
+    found.add((status, STATES.index(now)))
+    if status == 0: break
+print(step, sorted(found))
+"""
+_WRITES = {
+    "blob": (
+        "mine._blob_path(blob).unlink(missing_ok=True)",
+        "mine.put_bytes(data)",
+        "(path := mine.blob(blob)) and (path.read_bytes(), path.stat().st_mode & 0o777)",
+        "(None, (data, 0o444))",
+    ),
+    "tree": (
+        "mine.drop_tree('kernel', 'k')",
+        "mine.put_tree('kernel', 'k', files)",
+        "(tree := mine.tree('kernel', 'k')) and [(tree / name).read_bytes()[:1] for name in files]",
+        "(None, [b'1', b'2'])",
+    ),
+    # The newest Release that was seen must never be forgotten, nor be an older one again.
+    "entry": (
+        "mine.put_entry('release', 'seen', old)",
+        "mine.put_entry('release', 'seen', new)",
+        "mine.entry('release', 'seen')",
+        "(old, new)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _WRITES)
+def test_killed_anywhere_while_it_writes_all_of_it_is_there_or_nothing(store: Store, kind: str) -> None:
+    """SIGKILL before each call of C code, so also between a file's making and its filling."""
+    before, work, look, states = _WRITES[kind]
+    digest = hashlib.sha256(bytes(range(256)) * 400).hexdigest()
+    code = _WRITING.replace("BEFORE", before).replace("WORK", work).replace("LOOK", look).replace("STATES", states)
+    process = _python(code.replace("BLOB", digest), store)
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    steps, _, found = said.decode().partition(" ")
+    assert int(steps) > 20
+    assert found == "[(-9, 0), (-9, 1), (0, 1)]\n"
 
 
 @pytest.mark.parametrize(
