@@ -8,21 +8,30 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness import cli
 from harness.commands import resume
-from harness.model.expectation import NONE, expectations_from
+from harness.model.expectation import Expectations, expectations_from
+from harness.model.lock import Lock, Package
 from harness.rundir import RunDirectory, write_whole
 from tests.support import cells as make
+from tests.support.facts import begun, facts, judged, prog
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "programs" / "build"
 KERNELS = ("debian-6.1-cloud-amd64", "debian-5.10-cloud-amd64")
 OBJECTS = ("task_state.bpf.o", "sizes.bpf.o", "user_read.bpf.o")
+PIN = Package(name="linux", version="1", arch="amd64", filename="linux.deb", size=1, sha256="3" * 64)
+
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
@@ -155,11 +164,90 @@ def test_another_object_is_judged_again_also_by_the_run_after_one_that_was_kille
     assert set(asked(again)) == {f"{kernel}/sizes@python" for kernel in KERNELS}
 
 
-def test_another_expectation_is_judged_again(tmp_path: Path) -> None:
-    directory, cells = RunDirectory(tmp_path), (make.cell(),)
-    assert resume.keep(directory, cells, {}, None) == {}
-    digests = [resume._digest(cells[0], one, None) for one in (NONE, expectations_from({"rules": []}, "x.yaml"))]
-    assert len(set(digests)) == 2
+class Asked:
+    """What `resume.keep` is asked with; one plain cell."""
+
+    cell = make.cell()
+    expectations: Mapping[str, Expectations] = {}
+    lock = Lock(kernels={make.cell().kernel.id: (PIN,)}, guest={"amd64": (PIN,)})
+    tests: Mapping[Any, Any] = {}
+
+    def keep(self, directory: Path, **more: bool) -> set[str]:
+        return set(resume.keep(RunDirectory(directory), (self.cell,), self.expectations, self.lock, self.tests, **more))
+
+
+def changed(**changes: Any) -> Callable[[Asked], None]:
+    def change(asked: Asked) -> None:
+        asked.cell = replace(asked.cell, **changes)
+
+    return change
+
+
+def of_asked(**changes: Any) -> Callable[[Asked], None]:
+    return lambda asked: [setattr(asked, name, value) for name, value in changes.items()] and None
+
+
+KERNEL, OBJECT = make.cell().kernel, make.cell().object
+DEPENDS: dict[str, Callable[[Asked], None]] = {
+    "another object": changed(object=replace(OBJECT, sha256="2" * 64)),
+    "memory": changed(kernel=replace(KERNEL, memory_mb=512)),
+    "kernel arguments": changed(kernel=replace(KERNEL, kernel_args=("quiet",))),
+    "source": changed(kernel=replace(KERNEL, source=replace(KERNEL.source, package="other"))),  # type: ignore[type-var]
+    "it has become not applicable": changed(not_applicable="for arm64"),
+    "an expectation": of_asked(expectations={OBJECT.name: expectations_from({"rules": []}, "x.yaml")}),
+    "the kernel's package": of_asked(lock=replace(Asked.lock, kernels={KERNEL.id: (replace(PIN, version="2"),)})),
+    "the guest's packages": of_asked(lock=replace(Asked.lock, guest={"amd64": (replace(PIN, version="2"),)})),
+    "no lock": of_asked(lock=None),
+    "a functional test": of_asked(tests={(OBJECT.name, "x86_64"): (SimpleNamespace(digest="1"),)}),
+}
+
+
+@pytest.fixture
+def judged_once(tmp_path: Path) -> Asked:
+    """A run of one cell, judged."""
+    asked = Asked()
+    assert asked.keep(tmp_path) == set()
+    result = judged(facts([prog()]), cell=begun(KERNEL.id, OBJECT.name))
+    RunDirectory(tmp_path).keep_cell(result)
+    return asked
+
+
+@pytest.mark.parametrize("change", DEPENDS)
+def test_whatever_a_result_depends_on_has_it_judged_again(judged_once: Asked, tmp_path: Path, change: str) -> None:
+    assert judged_once.keep(tmp_path) == {str(judged_once.cell.id)}
+    DEPENDS[change](judged_once)
+    assert judged_once.keep(tmp_path) == set()
+    assert judged_once.keep(tmp_path) == set()  # nor by the run after that: the result is gone
+
+
+def test_another_version_of_ours_judges_again(
+    judged_once: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "__version__", "0.0.1")
+    assert judged_once.keep(tmp_path) == set()
+
+
+def test_tags_and_rows_of_other_kernels_make_no_difference(judged_once: Asked, tmp_path: Path) -> None:
+    judged_once.cell = replace(judged_once.cell, kernel=replace(KERNEL, tags=frozenset({"other"})))
+    judged_once.lock = replace(judged_once.lock, kernels={**judged_once.lock.kernels, "another": (PIN,)})
+    assert judged_once.keep(tmp_path) == {str(judged_once.cell.id)}
+
+
+def test_what_was_not_compared_is_not_kept_for_a_run_of_both_loaders(judged_once: Asked, tmp_path: Path) -> None:
+    assert judged_once.keep(tmp_path, compared=True) == set()
+    (path,) = (tmp_path / "cells").rglob("*.json")
+    told = {**json.loads(path.read_text()), "comparison": {"loader_version": "libbpf 1.1.2", "reason": None}}
+    path.write_text(json.dumps(told))
+    assert judged_once.keep(tmp_path, compared=True) == {str(judged_once.cell.id)}
+
+
+def test_the_latest_run_is_the_one_begun_last(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "c", "a")):
+        RunDirectory(tmp_path / name).write(resume.PLAN, "{}")
+        os.utime(tmp_path / name / resume.PLAN, ns=(number, number))
+    (tmp_path / "d").mkdir()
+    found = resume.open_directory(Namespace(resume="latest", output=tmp_path), datetime.now(UTC))
+    assert found.path == tmp_path / "a"
 
 
 def test_digests_do_not_depend_on_the_process() -> None:
