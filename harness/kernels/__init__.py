@@ -7,7 +7,7 @@ pins or None. Whatever the source, a `Kernel` has all its files in the cache whe
 `python -m harness.kernels provide ID`.
 
 A new source: a frozen dataclass in `harness.model.sources`, a module here with the functions of `Source`, a line in
-`_SOURCES`, and its keys in `harness.config`.
+`_SOURCES`, and its keys in `harness.source_config`.
 """
 
 from __future__ import annotations
