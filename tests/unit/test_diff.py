@@ -130,6 +130,7 @@ def costing(**figures):
         (10_000, 12_100, True),
         (100, 900, False),  # nine times as much of nearly nothing
         (840_000, 860_000, True),  # 2.4%, but past 85% of the limit
+        (850_000, 860_000, True),  # was at it, not past it
         (860_000, 870_000, False),  # was past it before
     ],
 )
@@ -189,6 +190,23 @@ def test_programs_of_a_lost_guest_are_not_gone():
     before = cell(prog("a"), prog("b"))
     after = dataclasses.replace(cell(prog("a")), status=lost(begun(), GuestLostError("panic")).status, reason="panic")
     assert one(before, after) == ("trouble", "crashed: panic")
+
+
+def test_what_a_lost_guest_had_judged_before_counts():
+    before = cell(prog("a"), prog("b"))
+    after = dataclasses.replace(
+        cell(prog("a", loaded=False)), status=lost(begun(), GuestLostError("panic")).status, reason="panic"
+    )
+    assert changes(before, after) == [
+        ("trouble", "crashed: panic"), ("regression", "loaded before, now rejected at verifier"),
+    ]  # fmt: skip
+
+
+def test_what_no_longer_resolves_has_not_drifted_as_well():
+    told = {"size": 8, "signed": False, "kind": "int"}
+    before = cell(prog(relos=[(0, 1)], evidence=ALIVE), relos=[relo(0, target=told)])
+    after = cell(prog(relos=[(0, 1)], evidence=DEAD), relos=[poisoned(0, target={**told, "size": 4})])
+    assert one(before, after)[1] == "resolved, live before, now poisoned, eliminated"
 
 
 def test_a_new_program_near_the_limit_is_told():
