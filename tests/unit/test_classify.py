@@ -147,7 +147,7 @@ Kernel panic - not syncing: Fatal exception
 def test_a_program_that_killed_its_kernel_keeps_what_is_known_of_it():
     """Its relocations from the facts on the others, the oops without registers, and that guarded poison can do this."""
     told = facts([prog("a"), prog("b", loaded=False, stage=None)], [relo(0, prog="b"), poisoned(1, "t.gone", prog="b")])
-    crashed = judged(told, crashed={"b": OOPS}).progs[1]
+    _, crashed = judged(told, crashed={"b": OOPS}).progs
     assert crashed.verdict is Verdict.CRASHED
     assert [(r.outcome, r.liveness) for r in crashed.core_relos] == [
         (Outcome.RESOLVED, Liveness.UNKNOWN),
