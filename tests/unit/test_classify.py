@@ -112,6 +112,33 @@ def test_a_fatal_relocation_refuses_every_program_and_says_what_each_does_alone(
     assert cell.status is CellStatus.FAILED
 
 
+@pytest.mark.parametrize(
+    ("own", "stage", "alone"),
+    [
+        ({"loaded": False, "stage": None}, Stage.CORE, None),
+        ({"loaded": True}, None, None),  # what it does by itself is not what libbpf makes of the object
+        ({"loaded": False, "stage": "open"}, Stage.OPEN, None),
+        ({"loaded": False, "stage": "verifier", "alone": True}, Stage.CORE, (Verdict.REJECTED, Stage.VERIFIER)),
+        ({"loaded": False, "stage": None, "alone": True}, Stage.CORE, (Verdict.NOT_JUDGED, None)),
+        ({"loaded": True, "alone": True}, Stage.CORE, (Verdict.LOADED, None)),
+    ],
+)
+def test_whose_stage_counts_where_an_error_is_fatal_for_the_object(own, stage, alone):
+    found = only_prog(judged(facts([prog(**own)], object_error=CORE_ERROR)))
+    assert found.stage is (stage or Stage.CORE) and found.verdict is Verdict.REJECTED
+    assert alone == (None if found.alone is None else (found.alone.verdict, found.alone.stage))
+
+
+def test_a_refusal_is_told_in_its_own_words_or_by_its_errno():
+    said = [judged(facts([prog(loaded=False, errno=13, error=text)])) for text in ("in words", None)]
+    assert only_prog(said[0]).error == "in words"
+    assert only_prog(said[1]).error == "EACCES (13)"
+
+
+def test_relocations_that_were_left_out_are_counted():
+    assert judged(facts([prog()], skipped_core_relos=3)).skipped_core_relos == 3
+
+
 def test_a_program_that_kills_the_kernel_has_a_verdict():
     cell = judged(
         facts([prog("a"), prog("b", loaded=False, stage=None)]), crashed={"b": "[1.0] BUG: null\n[1.1] RIP: 0"}

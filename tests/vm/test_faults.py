@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
 
-from harness.errors import CorematrixError, GuestLostError
+from harness.errors import GuestLostError
+from harness.kernels.vmlinux import VmlinuxError, unwrap
 from harness.model.kernel import Kernel
 from harness.session import JudgeRequest, Session
+from harness.store import Store
 from harness.vm.console import _KEEP_HEAD, _KEEP_TAIL
 from harness.vm.deadlines import DEADLINES
+from harness.vm.halt import Halt, Running
+from harness.vm.qemu import Qemu
 from tests.support import faulty_module, guests
 
 pytestmark = pytest.mark.vm
@@ -145,17 +153,47 @@ def test_a_guest_whose_clock_jumps_to_1970_goes_on_answering(kernel: Kernel) -> 
         assert 86400e9 <= answer["time_ns"] < 87000e9
 
 
-def test_a_kernel_that_never_boots(kernel: Kernel, tmp_path: Path) -> None:
-    """A file QEMU takes for a kernel and no CPU can run: nothing comes, and the deadline ends it."""
-    from dataclasses import replace
+def stuck_at_its_entry(kernel: Kernel) -> bytes:
+    """A kernel's vmlinux whose first instruction, at the PVH entry, jumps to itself."""
+    assert kernel.vmlinuz is not None
+    data = bytearray(unwrap(kernel.vmlinuz.read_bytes(), str(kernel.vmlinuz)))
+    segments = list(ELFFile(io.BytesIO(bytes(data))).iter_segments())
+    notes = [note for segment in segments if isinstance(segment, NoteSegment) for note in segment.iter_notes()]
+    (entry,) = [int.from_bytes(note["n_descdata"], "little") for note in notes
+                if (note["n_name"], note["n_type"]) == ("Xen", 18)]  # fmt: skip
+    (load,) = [segment for segment in segments
+               if segment["p_type"] == "PT_LOAD" and 0 <= entry - segment["p_paddr"] < segment["p_filesz"]]  # fmt: skip
+    place = load["p_offset"] + entry - load["p_paddr"]
+    data[place : place + 2] = b"\xeb\xfe"
+    return bytes(data)
 
+
+def test_a_kernel_that_never_boots(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes, and the deadline ends it, QEMU and all."""
+    stuck = tmp_path / "vmlinux"
+    stuck.write_bytes(stuck_at_its_entry(kernel))
+    bad = replace(kernel, vmlinuz=stuck, vmlinuz_sha256="1" * 64)
+    monkeypatch.setitem(DEADLINES, "tcg", replace(DEADLINES["tcg"], boot=4.0))
+    begun: list[int] = []
+
+    class Noting(Halt):
+        def add(self, running: Running) -> None:
+            assert isinstance(running, Qemu)
+            begun.append(running.pid)
+            super().add(running)
+
+    with Store(tmp_path / "cache") as own, pytest.raises(GuestLostError, match=r"within [\d.]+ s") as lost:
+        Session(bad, guests.options(bad, cold=True, store=own, halt=Noting()))
+    assert lost.value.status == "timeout"
+    assert kernel.spec.id in lost.value.message
+    (pid,) = begun
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_file_that_is_no_kernel_is_named(kernel: Kernel, tmp_path: Path) -> None:
+    assert kernel.vmlinuz is not None
     broken = tmp_path / "vmlinuz"
     broken.write_bytes(kernel.vmlinuz.read_bytes()[: 1 << 20] + bytes(1 << 20))
     bad = replace(kernel, vmlinuz=broken, vmlinuz_sha256="0" * 64)
-    deadlines = replace(DEADLINES["tcg"], boot=4.0)
-    patch = pytest.MonkeyPatch()
-    with patch.context() as context:
-        context.setitem(DEADLINES, "tcg", deadlines)
-        with pytest.raises((GuestLostError, CorematrixError)) as caught:
-            Session(bad, guests.options(bad, cold=True))
-    assert kernel.spec.id in str(caught.value) or str(broken) in str(caught.value)
+    with pytest.raises(VmlinuxError, match=f"{broken}: its payload cannot be decompressed"):
+        Session(bad, guests.options(bad, cold=True))
