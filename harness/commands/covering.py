@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from harness.model.lock import Lock
 from harness.model.result import CellResult
 from harness.model.verdict import CellStatus
 from harness.store import Store
+from harness.sweep.answers import Answer
 from harness.sweep.cover import Foretold, cover
 from harness.sweep.engine import Answered, Job, answers, problem
 from harness.sweep.targets import Target, find_targets, kernel_targets
 
 OnEvent = Callable[[str], None]
+LeftOut = Callable[[Cell, Iterable[str]], frozenset[str]]
 # Machines that run already are asked what they are only when they are asked everything.
 _BACKENDS = frozenset({"qemu", "virtme-ng"})
 _JUDGED = frozenset({CellStatus.PASSED, CellStatus.FAILED})
@@ -64,9 +66,12 @@ class Covering:
 
 
 def choose(
-    options: argparse.Namespace, cells: tuple[Cell, ...], lock: Lock | None, store: Store, on_event: OnEvent
-) -> Covering | None:
-    """Sweep the cells' kernels and choose; None unless --cover was given. Kernels are fetched, and none is booted."""
+    options: argparse.Namespace, cells: tuple[Cell, ...], lock: Lock | None, store: Store, on_event: OnEvent,
+    *, left_out: LeftOut,
+) -> Covering | None:  # fmt: skip
+    """Sweep the cells' kernels and choose; None unless --cover was given. Kernels are fetched, and none is booted.
+    `left_out` says which programs the expectations take out of a cell: they show nothing there, and need not.
+    """
     if not options.cover:
         return None
     real = [cell for cell in cells if not cell.not_applicable]
@@ -78,10 +83,12 @@ def choose(
     notes += unread
     on_event(f"--cover: {len(jobs)} objects against {len(targets)} BTFs")
     found = answers([job for job, _ in jobs.values()], targets, store, processes=options.jobs, detailed=True)
+    asked = _Asked(numbers={key: number for key, (_, number) in jobs.items()}, cells=real, left_out=left_out)
     foretold = [
-        one for answered in found
-        if (one := _foretold(targets[answered.target], answered, jobs, real, known)) is not None
-    ]  # fmt: skip
+        _foretold(target, answered, known.get(target.id), asked)
+        for answered in found
+        if answered.error is None and (target := targets[answered.target])
+    ]
     notes += [_with_name(targets[one.target].id, one.error) for one in found if one.error]
     always += [targets[one.target].id for one in found if one.error and targets[one.target].id in known]
     made = cover(_in_matrix_order(foretold, specs), always, notes)
@@ -141,25 +148,34 @@ def _jobs(cells: Iterable[Cell]) -> tuple[dict[tuple[str, str], tuple[Job, int]]
     return found, list(refused.values())
 
 
-def _foretold(
-    target: Target,
-    answered: Answered,
-    jobs: dict[tuple[str, str], tuple[Job, int]],
-    cells: Sequence[Cell],
-    known: dict[str, Kernel],
-) -> Foretold | None:
-    """What one BTF said; of a kernel of the matrix only for its own cells. None where it could not be read."""
-    if answered.error is not None:
-        return None
-    kernel = known.get(target.id)
-    own = {
-        (_subject(cell.object.name, cell.settings), cell.object.sha256)
-        for cell in cells
-        if kernel is not None and cell.kernel.id == target.id
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What was asked of every BTF: the jobs' numbers by (name with settings, digest of the file), the cells they were
+    made from, and what the expectations take out of them.
+    """
+
+    numbers: Mapping[tuple[str, str], int]
+    cells: Sequence[Cell]
+    left_out: LeftOut
+
+    def of(self, kernel: str) -> dict[tuple[str, str], list[Cell]]:
+        """A kernel's own cells, by the same keys."""
+        found: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            if cell.kernel.id == kernel:
+                found.setdefault((_subject(cell.object.name, cell.settings), cell.object.sha256), []).append(cell)
+        return found
+
+
+def _foretold(target: Target, answered: Answered, kernel: Kernel | None, asked: _Asked) -> Foretold:
+    """What one BTF said; of a kernel of the matrix only for its own cells."""
+    own = asked.of(kernel.spec.id) if kernel is not None else {}
+    mine = {
+        key: number
+        for key, number in asked.numbers.items()
+        if number in answered.answers and (kernel is None or key in own)
     }
-    mine = {key: number for key, (_, number) in jobs.items() if number in answered.answers}
-    if kernel is not None:
-        mine = {key: number for key, number in mine.items() if key in own}
+    found = {name: answered.answers[number] for (name, _), number in mine.items()}
     return Foretold(
         kernel=target.id,
         distro=target.distro,
@@ -168,10 +184,21 @@ def _foretold(
         release=target.release,
         rules=frozenset(answered.rules),
         cost=Costs().boot(kernel.spec) if kernel is not None else 0.0,
-        answers={name: answered.answers[number] for (name, _), number in mine.items()},
+        answers=found,
         digests=dict(mine.keys()),
         bootable=kernel is not None,
+        left_out={
+            key[0]: frozenset.intersection(*(asked.left_out(cell, found[key[0]].progs) for cell in own[key]))
+            for key in mine
+            if key in own
+        },
+        silent=frozenset(name for name, answer in found.items() if target.kconfig is None and _reads_kconfig(answer)),
     )
+
+
+def _reads_kconfig(answer: Answer) -> bool:
+    """Whether the object has CONFIG_ externs: where no configuration is to be had, libbpf gives it up."""
+    return answer.detail is not None and any(name.startswith("CONFIG_") for name, _ in answer.detail.externs)
 
 
 def _in_matrix_order(foretold: Sequence[Foretold], specs: Sequence[KernelSpec]) -> list[Foretold]:

@@ -132,7 +132,11 @@ def _covered(
             if not options.quiet:
                 stderr.write(f"{line(text)}\n")
 
-        found = covering.choose(options, job.cells, job.matrix.lock, store, say)
+        def left_out(cell: Cell, progs: Iterable[str]) -> frozenset[str]:
+            promises = job.expectations.get(cell.object.name, NONE)
+            return judge.left_out(promises, cell.id, cell.kernel.arch.name, progs, job.started.date())
+
+        found = covering.choose(options, job.cells, job.matrix.lock, store, say, left_out=left_out)
     return (replace(job, cells=found.cells), found) if found else (job, None)
 
 

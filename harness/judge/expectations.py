@@ -34,10 +34,20 @@ def identity(cell: CellResult) -> CellId:
 
 def rules_for(expectations: Expectations, cell: CellResult, today: datetime.date) -> tuple[Rule, ...]:
     """The rules that speak of this cell and have not expired."""
-    cell_id = identity(cell)
-    return tuple(
-        rule for rule in expectations.rules if not rule.expired(today) and rule.covers_cell(cell_id, cell.kernel.arch)
-    )
+    return _rules_of(expectations, identity(cell), cell.kernel.arch, today)
+
+
+def _rules_of(expectations: Expectations, cell: CellId, arch: str, today: datetime.date) -> tuple[Rule, ...]:
+    return tuple(rule for rule in expectations.rules if not rule.expired(today) and rule.covers_cell(cell, arch))
+
+
+def left_out(
+    expectations: Expectations, cell: CellId, arch: str, progs: Iterable[str], today: datetime.date
+) -> frozenset[str]:
+    """Which of the programs a rule calls not_applicable in this cell: whoever runs it learns nothing of them."""
+    rules = _rules_of(expectations, cell, arch, today)
+    decides = {prog: deciding_rule(rules, prog) for prog in progs}
+    return frozenset(prog for prog, rule in decides.items() if rule and rule.verdict == "not_applicable")
 
 
 def deciding_rule(rules: Iterable[Rule], prog: str) -> Rule | None:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-UNTOLD = "this BTF does not tell"  # how a remark ends where BTF has no say
+# Words of remarks by which reports put several into one line.
+UNTOLD = "this BTF does not tell"  # the end of one where BTF has no say
+NOT_KNOWN = "not known"  # a value of an extern
+ANOTHER_RELEASE = "limits and checks are those of another release; shown are those of "
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from harness.model.cover import UNTOLD, Cover, StandIn
+from harness.model.cover import ANOTHER_RELEASE, NOT_KNOWN, UNTOLD, Cover, StandIn
 from harness.report.paint import Paint
 from harness.report.untrusted import code, line, markdown
 
@@ -38,7 +38,8 @@ def head(cover: Cover) -> str:
     return (
         f"{len(cover.booted)} of {cover.kernels} kernels booted, {shown} not: the {cover.outcomes} outcomes a sweep"
         f" foretells are shown by {', '.join(cover.booted)} ({size})"
-        + (f"; {cover.unshown} more, of kernels of which only BTF is at hand, by none" if cover.unshown else "")
+        + (f"; {cover.unshown} more by none: of their kernels only BTF is at hand, or no configuration"
+           if cover.unshown else "")
     )
 
 
@@ -128,7 +129,9 @@ def _unproven_in_short(row: Row) -> Iterator[str]:
             used = sorted({name for text, _ in found for name in text.partition(":")[0].split(", ")})
             yield f"{word}: BTF names {_brief(used)}, not which types of program may call them"
         elif what == "verifier" and found:
-            yield f"{word}: {'; '.join(dict.fromkeys(text.partition(' (')[0] for text, _ in found))}"
+            yield f"{word}: {_verifier([text for text, _ in found])}"
+        elif what == "config":
+            yield from _configuration(word, found, row.objects)
         else:
             untold = [names for text, names in found if text.endswith(UNTOLD)]
             if untold:
@@ -136,6 +139,28 @@ def _unproven_in_short(row: Row) -> Iterator[str]:
             for text, names in found:
                 if not text.endswith(UNTOLD):
                     yield f"{word}: {text} ({_brief(names, row.objects)})"
+
+
+def _verifier(texts: list[str]) -> str:
+    """The rules in which it differs, then whose limits were shown."""
+    rules = [text.partition(" (")[0] for text in texts if not text.startswith(ANOTHER_RELEASE)]
+    others = [text.removeprefix(ANOTHER_RELEASE) for text in texts if text.startswith(ANOTHER_RELEASE)]
+    limits = [f"{ANOTHER_RELEASE}{', '.join(dict.fromkeys(others))}"] if others else []
+    return "; ".join([*dict.fromkeys(rules), *limits])
+
+
+def _configuration(word: str, found: list[tuple[str, tuple[str, ...]]], objects: int) -> Iterator[str]:
+    """Values that are not known here in a line for each kernel that has them and the same objects; the rest as it is.
+    """
+    unknown: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for text, names in found:
+        key, _, rest = text.partition(f" is {NOT_KNOWN}, ")
+        if rest:
+            unknown.setdefault((rest.rpartition(" on ")[2], names), []).append(key)
+        else:
+            yield f"{word}: {text} ({_brief(names, objects)})"
+    for (kernel, names), keys in unknown.items():
+        yield f"{word}: known of {kernel}, not of this one: {_brief(keys)} ({_brief(names, objects)})"
 
 
 def markdown_section(cover: Cover) -> str:

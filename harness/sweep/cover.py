@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.model.cover import UNTOLD, Cover, Remark, Share, StandIn
+from harness.model.cover import ANOTHER_RELEASE, NOT_KNOWN, UNTOLD, Cover, Remark, Share, StandIn
 from harness.model.release import natural
 from harness.predict.models import RULES
 from harness.sweep.answers import Answer, Detail
@@ -25,7 +25,8 @@ Outcome = Hashable
 class Foretold:
     """One kernel with what was foretold of each object on it, by the object's name (with its settings). `variant` is
     the kernel's, `cost` what a boot takes; of a kernel that is not `bootable` only the BTF is there. `digests` of the
-    files, by the same names: other bytes are another object.
+    files, by the same names: other bytes are another object. Of `left_out` programs, by the same names, nothing is to
+    be shown here. `silent` are objects of which a boot of this kernel would show nothing: another one has to.
     """
 
     kernel: str
@@ -38,17 +39,22 @@ class Foretold:
     answers: Mapping[str, Answer]
     digests: Mapping[str, str]
     bootable: bool = True
+    left_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = {name: _outcomes(answer, self.digests[name]) for name, answer in self.answers.items()}
+        found = {name: self._outcomes(name) for name in self.answers}
         object.__setattr__(self, "outcomes", found)
 
-    def shown(self) -> frozenset[Outcome]:
-        """Everything a boot of it would show."""
-        return frozenset(
-            (name, prog, outcome) for name, progs in self.outcomes.items() for prog, outcome in progs.items()
-        )
+    def _outcomes(self, name: str) -> dict[str, Outcome]:
+        left_out = self.left_out.get(name, frozenset())
+        every = _outcomes(self.answers[name], self.digests[name])
+        return {prog: outcome for prog, outcome in every.items() if prog not in left_out}
+
+    def shown(self) -> Mapping[str, Mapping[str, Outcome]]:
+        """What a boot of it would show: outcomes of programs by the object's name."""
+        return {name: progs for name, progs in self.outcomes.items() if self.bootable and name not in self.silent}
 
     def detail(self, name: str) -> Detail:
         found = self.answers[name].detail
@@ -71,14 +77,18 @@ def _outcomes(answer: Answer, digest: str) -> dict[str, Outcome]:
     }  # fmt: skip
 
 
+def _flat(outcomes: Mapping[str, Mapping[str, Outcome]]) -> frozenset[Outcome]:
+    return frozenset((name, prog, outcome) for name, progs in outcomes.items() for prog, outcome in progs.items())
+
+
 def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Sequence[str] = ()) -> Cover:
     """Which kernels to boot, and who stands for the others. `always`: kernels that are booted whatever they show."""
-    bootable = {one.kernel: one.shown() for one in foretold if one.bootable}
+    bootable = {one.kernel: _flat(one.shown()) for one in foretold if one.bootable}
     found = smallest(bootable, {one.kernel: one.cost for one in foretold})
     if not found.chosen and not always:  # nothing is foretold of anything: one boot says so much
         found = replace(found, chosen=tuple(bootable)[:1])
     shown = frozenset[Outcome]().union(*bootable.values())
-    everything = frozenset[Outcome]().union(*(one.shown() for one in foretold))
+    everything = frozenset[Outcome]().union(*(_flat(one.outcomes) for one in foretold))
     booted = [one for one in foretold if one.kernel in found.chosen]
     rest = [one for one in foretold if one.kernel not in found.chosen]
     return Cover(
@@ -89,9 +99,15 @@ def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Seque
         minimal=found.minimal,
         at_least=found.at_least + len(always),
         always=tuple(always),
-        stand_ins=tuple(_stand_in(one, name, booted) for one in rest for name in one.outcomes),
+        stand_ins=tuple(
+            _stand_in(one, name, booted) for one in rest for name in one.outcomes if not _all_left_out(one, name)
+        ),
         notes=tuple(notes),
     )
+
+
+def _all_left_out(one: Foretold, name: str) -> bool:
+    return bool(one.left_out.get(name)) and not one.outcomes[name]
 
 
 def _stand_in(one: Foretold, name: str, booted: Sequence[Foretold]) -> StandIn:
@@ -120,7 +136,7 @@ def _shares(
     found: list[tuple[Foretold, tuple[str, ...]]] = []
     while left:
         same = {
-            other.kernel: tuple(prog for prog in left if other.outcomes.get(name, {}).get(prog) == left[prog])
+            other.kernel: tuple(prog for prog in left if other.shown().get(name, {}).get(prog) == left[prog])
             for other in booted
         }
         best = max(booted, key=lambda other: (len(same[other.kernel]), _nearness(one, other)), default=None)
@@ -164,7 +180,9 @@ def _remarks(one: Foretold, other: Foretold, name: str, progs: tuple[str, ...]) 
 
 
 def _shown(value: object) -> str:
-    return "not known" if value is None else str(value)
+    if value is None:
+        return NOT_KNOWN
+    return str(value) if value != "" else "empty"
 
 
 def _verifier(one: Foretold, other: Foretold) -> Iterator[Remark]:
@@ -173,7 +191,7 @@ def _verifier(one: Foretold, other: Foretold) -> Iterator[Remark]:
             has = "has" if rule.name in one.rules else "lacks"
             yield Remark(what="verifier", text=f"{has} the rule {rule.name}, unlike {other.kernel} ({rule.text})")
     if one.release != other.release:
-        text = f"limits and checks are those of another release; shown are those of {other.release}"
+        text = f"{ANOTHER_RELEASE}{other.release}"
         yield Remark(what="verifier", text=text)
 
 

@@ -11,6 +11,7 @@ import pytest
 from harness.commands import covering
 from harness.errors import UsageError
 from harness.model.bpf_object import ObjectFile
+from harness.model.cover import Cover, Remark, Share, StandIn
 from harness.model.plain_json import to_json
 from harness.model.result import run_from_json
 from harness.report import cover as cover_report
@@ -237,6 +238,51 @@ def test_an_outcome_that_no_bootable_kernel_shows_is_said(foretell):
     assert "of which only BTF is at hand" in text
     assert (found.outcomes, found.unshown) == (2, 1)
     assert "shown by no kernel that can be booted: thing/guarded" in text
+
+
+def test_a_kernel_whose_boot_would_show_nothing_of_an_object_stands_for_none(foretell):
+    """It has no configuration, say, and the object reads it: whatever is foretold of it there, another has to show."""
+    first, second, third = foretell(**{"5.4.0": OLD + TARGET, "6.1.0": NEW + TARGET, "6.2.0": NEW + TARGET})
+    assert cover([first, second, third]).booted == ("5.4.0", "6.1.0")
+    silent = dataclasses.replace(second, silent=frozenset({"thing"}))
+    found = cover([first, silent, third])
+    assert found.booted == ("5.4.0", "6.2.0")
+    (one,) = found.stand_ins
+    assert (one.kernel, [share.kernel for share in one.by], one.uncovered) == ("6.1.0", ["6.2.0"], ())
+    found = cover([first, silent])
+    (one,) = found.stand_ins
+    assert (found.booted, one.uncovered, found.unshown) == (("5.4.0",), ("guarded",), 1)
+
+
+def test_what_a_rule_takes_out_is_neither_shown_nor_looked_for(foretell):
+    first, second = foretell(**{"5.4.0": OLD + TARGET, "6.1.0": NEW + TARGET})
+    without = dataclasses.replace(second, left_out={"thing": frozenset({"guarded"})})
+    found = cover([first, without])
+    (one,) = found.stand_ins
+    assert (found.booted, found.outcomes, one.uncovered) == (("5.4.0",), 2, ())
+    assert [share.progs for share in one.by] == [("plain",)]
+    nothing = dataclasses.replace(second, left_out={"thing": frozenset({"guarded", "plain"})})
+    found = cover([first, nothing])
+    assert (found.booted, found.stand_ins, found.unshown) == (("5.4.0",), (), 0)
+
+
+def test_values_that_are_not_known_are_one_line():
+    def remark(name, value="not known"):
+        return Remark(what="config", text=f"{name} is {value}, 250 on booted-here")
+
+    one = StandIn(
+        kernel="alien", distro="d", arch="x86_64", release="4.19", object="thing",
+        by=(Share(kernel="booted-here", progs=("plain",)),), bootable=False,
+        unproven=(*(remark(f"CONFIG_{number}") for number in range(9)), remark("CONFIG_HZ", "100")),
+    )  # fmt: skip
+    found = Cover(kernels=2, outcomes=1, booted=("booted-here",), minimal=True, at_least=1, stand_ins=(one,))
+    text = [line.strip() for line in cover_report.terminal(found, Paint(columns=300), verbose=False)]
+    assert [line for line in text if "configuration" in line] == [
+        "unproven: configuration: CONFIG_HZ is 100, 250 on booted-here (thing)",
+        ("unproven: configuration: known of booted-here, not of this one:"
+        " CONFIG_0, CONFIG_1, CONFIG_2, CONFIG_3 and 5 more (thing)"),
+    ]
+    assert "CONFIG_8 is not known" in "\n".join(cover_report.terminal(found, Paint(columns=300), verbose=True))
 
 
 def test_reports_hold_the_cover_and_read_it_back(foretell):

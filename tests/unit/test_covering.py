@@ -30,6 +30,11 @@ SEC("kprobe/attach_here")
 int plain(void *ctx) { return 0; }
 """
 TARGET = "int attach_here(struct thing *it, int number) { return number; }"
+READS_CONFIG = """
+extern int CONFIG_HZ __attribute__((section(".kconfig"), weak));
+SEC("kprobe/attach_here")
+int configured(void *ctx) { return CONFIG_HZ; }
+"""
 OLD, NEW = "struct thing { long before; int old_name; };", "struct thing { int new_name; };"
 RELEASES = {
     "debian-5.10-cloud-amd64": "5.10.0-1", "debian-6.1-cloud-amd64": "6.1.0-1", "debian-6.12-cloud-amd64": "6.12.0-1",
@@ -52,6 +57,7 @@ class Covered:
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._place, self._monkeypatch, self._capsys = place, monkeypatch, capsys
         self.asked: list[str] = []
+        self.configured: tuple[str, ...] = ()  # kernels whose configuration is at hand
         (place / "thing.bpf.o").write_bytes(compile_bpf(guarded("fentry/attach_here") + PLAIN))
 
     def run(self, *types: Given, becomes: Result = lambda result: result, more: tuple[str, ...] = ()) -> int:
@@ -63,6 +69,9 @@ class Covered:
                 raise found
             release = RELEASES[spec.id]
             kernel = replace(cells.kernel(spec), release=release, source={"version": release})
+            if spec.id in self.configured:
+                (self._place / "config").write_text("CONFIG_HZ=250\n")
+                kernel = replace(kernel, config=self._place / "config")
             if found is None:
                 return kernel
             data = btf(found) if isinstance(found, str) else found
@@ -194,3 +203,31 @@ def test_a_kernel_stands_for_another_with_the_objects_it_runs(covered: Covered, 
     assert covered.asked == [FIRST, THIRD]
     (one,) = covered.cover["stand_ins"]
     assert (one["kernel"], one["object"], one["by"][0]["kernel"]) == (SECOND, "thing", FIRST)
+
+
+def test_a_kernel_without_configuration_shows_nothing_of_an_object_that_reads_it(
+    covered: Covered, tmp_path: Path
+) -> None:
+    """Nobody is to be told that it stands for others: the guest would give the object up."""
+    (tmp_path / "thing.bpf.o").write_bytes(compile_bpf(READS_CONFIG))
+    covered.run(NEW, NEW, NEW)
+    assert covered.asked == [FIRST]  # nothing can be shown of anything
+    assert [one["uncovered"] for one in covered.cover["stand_ins"]] == [["configured"]] * 2
+    assert covered.cover["unshown"] == 1
+    covered.configured = (THIRD,)
+    covered.run(NEW, NEW, NEW)
+    assert covered.asked == [THIRD]
+    assert {one["kernel"] for one in covered.cover["stand_ins"]} == {FIRST, SECOND}
+
+
+def test_a_kernel_that_the_expectations_take_out_is_neither_booted_for_it_nor_stands_for_others(
+    covered: Covered, tmp_path: Path
+) -> None:
+    rules = "rules: [{kernels: '%s', verdict: not_applicable, reason: never mind}]"
+    (tmp_path / "thing.yaml").write_text(rules % SECOND)
+    assert covered.run(OLD, NEW, NEW) == 0
+    assert covered.asked == [FIRST, THIRD]
+    assert covered.cover["stand_ins"] == []
+    (tmp_path / "thing.yaml").write_text(rules % "debian-6.*")
+    assert covered.run(OLD, NEW, NEW) == 0
+    assert (covered.asked, covered.cover["stand_ins"]) == ([FIRST], [])
