@@ -34,9 +34,8 @@ class Row(NamedTuple):
 def head(cover: Cover) -> str:
     """What was decided, in a sentence."""
     size = "no smaller set does" if cover.minimal else f"at least {cover.at_least} are needed"
-    shown = sum(1 for one in {one.kernel: one for one in cover.stand_ins}.values())
     return (
-        f"{len(cover.booted)} of {cover.kernels} kernels booted, {shown} not: the {cover.outcomes} outcomes a sweep"
+        f"{len(cover.booted)} of {cover.kernels} kernels booted, {cover.kernels - len(cover.booted)} not: the {cover.outcomes} outcomes a sweep"
         f" foretells are shown by {', '.join(cover.booted)} ({size})"
         + (f"; {cover.unshown} more by none: of their kernels only BTF is at hand, or no configuration"
            if cover.unshown else "")

@@ -231,3 +231,4 @@ def test_a_kernel_that_the_expectations_take_out_is_neither_booted_for_it_nor_st
     (tmp_path / "thing.yaml").write_text(rules % "debian-6.*")
     assert covered.run(OLD, NEW, NEW) == 0
     assert (covered.asked, covered.cover["stand_ins"]) == ([FIRST], [])
+    assert "1 of 3 kernels booted, 2 not" in covered.out
