@@ -35,8 +35,8 @@ def head(cover: Cover) -> str:
     """What was decided, in a sentence."""
     size = "no smaller set does" if cover.minimal else f"at least {cover.at_least} are needed"
     return (
-        f"{len(cover.booted)} of {cover.kernels} kernels booted, {cover.kernels - len(cover.booted)} not: the {cover.outcomes} outcomes a sweep"
-        f" foretells are shown by {', '.join(cover.booted)} ({size})"
+        f"{len(cover.booted)} of {cover.kernels} kernels booted, {cover.kernels - len(cover.booted)} not: the"
+        f" {cover.outcomes} outcomes a sweep foretells are shown by {', '.join(cover.booted)} ({size})"
         + (f"; {cover.unshown} more by none: of their kernels only BTF is at hand, or no configuration"
            if cover.unshown else "")
     )
