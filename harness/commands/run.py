@@ -39,12 +39,14 @@ from harness.rundir import RunDirectory, write_whole
 from harness.store import Store
 
 DEFAULT_TAG = "gate"
+DEFAULT_OBJECTS = Path("programs/build")
 LOADERS: Mapping[str, tuple[str, ...]] = {"python": ("python",), "libbpf": ("libbpf",), "both": ("libbpf", "python")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("objects", nargs="+", type=Path, metavar="OBJECT", help="a compiled object, or a directory with *.bpf.o in it")
+    add("objects", nargs="*", type=Path, default=[DEFAULT_OBJECTS], metavar="OBJECT", help="a compiled object, or a "
+        f"directory with *.bpf.o in it (default: {DEFAULT_OBJECTS})")  # fmt: skip
     add("-k", "--kernel", action="append", default=[], metavar="GLOB", help="kernels to run on, by id (repeatable)")
     add("--tag", metavar="T", help=f"kernels with this tag (default: {DEFAULT_TAG}, unless -k or --only is given)")
     add("--arch", metavar="A", help="kernels of this architecture")
@@ -197,6 +199,9 @@ def _plan(options: argparse.Namespace) -> Job:
     named = [*options.kernel, *(cell.partition("/")[0] for cell in options.only)]
     kernels = matrix.select_kernels(with_this_machine(loaded.kernels, named), selector)
     attaching.check(kernels, options.attach, options.yes_on_this_machine)
+    if options.objects == [DEFAULT_OBJECTS] and not DEFAULT_OBJECTS.exists():
+        message = f"no OBJECT is named, and there is no {DEFAULT_OBJECTS} here"
+        raise UsageError(message, remedy="name compiled objects, or directories with *.bpf.o in them")
     found = objects.find_objects(options.objects)
     matrix.group_by_name(found)
     objects.check_objects(found, {kernel.arch.byteorder for kernel in kernels})

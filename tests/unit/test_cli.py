@@ -72,6 +72,13 @@ def test_a_missing_object_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert refused(capsys, "run", "nowhere.bpf.o").startswith("nowhere.bpf.o: cannot read this object: No such file")
 
 
+def test_without_an_object_those_of_programs_are_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no programs/build here" in refused(capsys, "run")
+    Path("programs/build").mkdir(parents=True)
+    Path("programs/build/x.bpf.o").write_bytes(b"no object")
+    assert refused(capsys, "run").startswith("programs/build/x.bpf.o: not an ELF file")
+
+
 def test_an_empty_directory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("build").mkdir()
     assert "no .bpf.o file" in refused(capsys, "run", "build")
