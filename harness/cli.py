@@ -43,9 +43,9 @@ exit status:
   2    the command line, a configuration file or an object cannot be used; nothing was run
   3    nothing was judged: nothing selected, or every cell skipped or not applicable
   4    trouble of ours or of this machine, and nothing failed: no QEMU, a full disk, cells without an answer
-  5    the same: a repository or URL did not give what was asked
-  6    the same: the cache cannot be used
-  7    the same: a guest died, hung or spoke nonsense
+  5    as 4: a repository or URL did not give what was asked
+  6    as 4: the cache cannot be used
+  7    as 4: a guest died, hung or spoke nonsense
   70   a bug in corematrix (the message names a log file)
   130  interrupted
 """

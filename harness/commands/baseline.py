@@ -34,12 +34,12 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     usual = CostLimits()
     absolute = ", ".join(f"{name}={value}" for name, value in usual.absolute.items())
     add = parser.add_argument
-    add("--cost-percent", type=float, default=usual.percent, metavar="P", help="growth of a verifier figure that is a "
-        "regression, if it is also more than its --cost-absolute (default: %(default)g)")  # fmt: skip
+    add("--cost-percent", type=float, default=usual.percent, metavar="P", help="a verifier figure that grew by more "
+        "percent, and by more than its --cost-absolute, is a regression (default: %(default)g)")  # fmt: skip
     add("--cost-absolute", action="append", default=[], metavar="FIGURE=N",
-        help=f"growth of a figure below which there is no regression (repeatable; default: {absolute})")  # fmt: skip
+        help=f"growth of one figure up to which nothing is a regression (repeatable; default: {absolute})")  # fmt: skip
     add("--cost-limit", type=float, default=usual.of_limit * 100, metavar="P", help="percent of the verifier's "
-        "instruction limit past which a program must not come (default: %(default)g)")  # fmt: skip
+        "instruction limit; a program that comes to need more is a regression (default: %(default)g)")  # fmt: skip
 
 
 def cost_limits(options: argparse.Namespace) -> CostLimits:

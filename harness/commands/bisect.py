@@ -38,7 +38,7 @@ from harness.store import Store
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("object", type=Path, metavar="OBJECT", help="a compiled object")
-    add("--prog", required=True, metavar="P", help="the program whose fate is followed")
+    add("--prog", required=True, metavar="P", help="the program to follow")
     add("--good", required=True, metavar="K1", help="a kernel of the matrix where it is as it should be")
     add("--bad", required=True, metavar="K2", help="one where it is not; may be the older of the two")
     add("--field", metavar="TEXT", help="follow only relocations with this in their name (task_struct.state), not the "

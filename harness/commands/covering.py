@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cover", action="store_true", help="relocate against every kernel chosen, boot only the fewest that show "
         "every outcome, and say which of them stands for each of the rest, and what that leaves unproven")  # fmt: skip
-    add("--cover-btf", nargs="+", action="extend", default=[], type=Path, metavar="TREE|FILE", help="--cover: also say "
-        "it of kernels of which only BTF is at hand, as `sweep --btf`")  # fmt: skip
+    add("--cover-btf", nargs="+", action="extend", default=[], type=Path, metavar="TREE|FILE", help="--cover: also "
+        "cover kernels of which there is only BTF, given as for `sweep --btf`")  # fmt: skip
 
 
 def check(options: argparse.Namespace) -> None:

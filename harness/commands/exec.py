@@ -42,8 +42,8 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
         "directory (/tmp) under its own name or as GUEST (repeatable); an executable brings its libraries")  # fmt: skip
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--cold", action="store_true", help="boot; do not restore a saved guest")
-    add("--yes-on-this-machine", action="store_true", help="agree that on a backend local or ssh it "
-        "runs on a machine that is somebody's")  # fmt: skip
+    add("--yes-on-this-machine", action="store_true", help="agree that on the backends local and ssh "
+        "the command runs on a real machine")  # fmt: skip
 
 
 def run(options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:  # noqa: ARG001 - output goes as it is
@@ -81,7 +81,7 @@ def opened(options: argparse.Namespace, stderr: TextIO) -> Iterator[backends.Bac
     loaded = config.load_matrix(options.matrix)
     spec = one_kernel(with_this_machine(loaded.kernels, [options.kernel]), options.kernel)
     if spec.backend in backends.MACHINES and not options.yes_on_this_machine:
-        message = f"{spec.id} is no guest: the command would run, as root, on a machine that is somebody's"
+        message = f"{spec.id} is no guest: the command would run, as root, on a real machine"
         raise UsageError(message, remedy="add --yes-on-this-machine when you mean it")
 
     def say(line: str) -> None:

@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary = "remove what was used longest ago from the cache"
     prune = actions.add_parser("prune", help=summary, description=summary)
     keep, guests = DEFAULT_CAP_BYTES / 2**30, snapshot.CAP_BYTES / 2**30
-    prune.add_argument("--keep-gb", type=float, default=keep, metavar="N", help=f"what may stay (default: {keep:g})")
+    prune.add_argument("--keep-gb", type=float, default=keep, metavar="N", help=f"GiB to keep (default: {keep:g})")
     prune.add_argument(
-        "--guests-gb", type=float, default=guests, metavar="N", help=f"of which saved guests (default: {guests:g})"
+        "--guests-gb", type=float, default=guests, metavar="N", help=f"of these for saved guests (default: {guests:g})"
     )
     prune.add_argument("--dry-run", action="store_true", help="list the saved guests, and remove nothing")
 

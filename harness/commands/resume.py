@@ -34,7 +34,7 @@ _JUDGED = (CellStatus.PASSED, CellStatus.FAILED, CellStatus.NOT_APPLICABLE, Cell
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--resume`."""
-    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in this directory (or "
+    parser.add_argument("--resume", metavar="DIR", help="continue the interrupted run in this directory (or "
         "`latest`, the newest below --output); give the rest of the command line as it was")  # fmt: skip
 
 

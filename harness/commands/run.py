@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=positive, metavar="S", help="seconds for one object in a guest (default: by accelerator)")
     add("--cold", action="store_true", help="boot every guest, restore none")
     add("--isolate", action="store_true", help="a fresh guest for every cell")
-    add("--no-adaptations", action="store_true", help="what libbpf would not do to load a program is not met")
+    add("--no-adaptations", action="store_true", help="a program that loads only by "
+        "what libbpf would not do breaks its expectation")  # fmt: skip
     add("--attach", action="store_true", help="attach each loaded program where its section says, detach it, report")
     add("--file", action="append", default=[], metavar="HOST[:GUEST]", help="--attach: a binary that sections of "
         "uprobes and USDT name, put into every guest as GUEST (repeatable)")  # fmt: skip

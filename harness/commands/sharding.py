@@ -17,8 +17,8 @@ from harness.store import Store
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--shard", type=shard.parse, metavar="i/n", help="only part i of n, cut by estimated cost; see `merge`")
-    add("--costs", metavar="RUN|cache", help="--shard: what took how long, by an earlier run or this cache; "
-        "must be the same for every shard (default: a table)")  # fmt: skip
+    add("--costs", metavar="RUN|cache", help="--shard: durations from an earlier run, or from this cache, in "
+        "place of a table; must be the same for every shard")  # fmt: skip
 
 
 def part(cells: tuple[Cell, ...], options: argparse.Namespace) -> shard.Cut:

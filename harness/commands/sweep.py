@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matrix", type=Path, metavar="FILE", help="default: ./kernels.yaml, else the built-in matrix")
     add("--format", choices=("text", "json"), default="text", help="on standard output (default: text)")
     add("--json", metavar="FILE", help="also write JSON there; - for standard output")
-    add("--jobs", type=positive, metavar="N", help="processes (default: one for each core, and one)")
+    add("--jobs", type=positive, metavar="N", help="processes (default: one more than there are cores)")
     add("--quiet", action="store_true", help="no progress, only the report")
 
 

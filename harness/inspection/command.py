@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, btf_required: bool = True)
     )  # fmt: skip
     add(
         "--module", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
-        help="modules loaded in the kernel of --btf, in that order: their types count where the kernel has none",
+        help="modules loaded in the kernel of --btf, in that order: searched for types that the kernel lacks",
     )  # fmt: skip
     add("--arch", choices=sorted(ARCHITECTURES), help="architecture of the kernel (default: this machine's byte order)")
     add("--kconfig", type=Path, metavar="FILE", help="the kernel's configuration, for CONFIG_ externs")

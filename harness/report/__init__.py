@@ -56,7 +56,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "terminal": Format(
-        purpose="for people at a terminal: table, what is not clean and why, guards",
+        purpose="for people at a terminal: the table, what is not as it should be and why, guards",
         suffix="txt",
         render=lambda request: terminal.render(
             request.run, columns=request.width, colour=request.colour, verbose=request.verbose
@@ -118,7 +118,7 @@ FORMATS: Mapping[str, Format] = {
         render=lambda request: badge.render(request.run),
     ),
     "compat": Format(
-        purpose="Markdown for who asks `will it run on my kernel?`: by program, ranges of kernels by distribution",
+        purpose="Markdown for users who ask `will it run on my kernel?`: by program, ranges of kernels",
         suffix="md",
         render=lambda request: compat_format.render_markdown(request.run, request.sweep),
     ),
