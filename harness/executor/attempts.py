@@ -58,7 +58,8 @@ def ask_until_answered(ask: Ask, *, retries: int, on_progress: Callable[[dict[st
         if isinstance(lost, dict):
             return Answer(facts=lost, attempts=attempts, crashed_progs=culprits)
         suspect, watch.prog = watch.prog, None
-        if suspect and lost.status == "crashed" and len(culprits) < MOST_CULPRITS:
+        # One that is named again though it was left out is no culprit found: a guest may name whom it likes, for ever.
+        if suspect and suspect not in culprits and lost.status == "crashed" and len(culprits) < MOST_CULPRITS:
             attempts += 1
             alone = _lost_or(lambda prog=suspect: ask(progs=(prog,), skip_progs=(), on_progress=watch))  # type: ignore[misc]
             if isinstance(alone, GuestLostError) and alone.status == "crashed":

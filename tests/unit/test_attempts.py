@@ -115,3 +115,21 @@ def test_a_kernel_that_dies_of_everything_is_given_up() -> None:
     assert answer.facts is None
     assert len(answer.crashed_progs) == MOST_CULPRITS
     assert len(requests) <= 2 * MOST_CULPRITS + 2
+
+
+def test_progress_is_passed_on_and_a_guest_that_names_one_program_for_ever_is_given_up() -> None:
+    """What names no program counts for nothing; a program that was left out is named again by who lies."""
+    heard: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = [{"prog": "a"}, {"phase": "maps"}, {"prog": ""}, {"prog": 7}]
+    asked: list[object] = []
+
+    def ask(*, progs: object, on_progress: Callable[[dict[str, Any]], None], **_rest: object) -> dict[str, Any]:
+        asked.append(progs)
+        for message in messages:
+            on_progress(message)
+        raise GuestLostError("panic", status="crashed")
+
+    answer = ask_until_answered(ask, retries=0, on_progress=heard.append)
+    assert asked == [None, ("a",), None]
+    assert (answer.facts, list(answer.crashed_progs), answer.attempts) == (None, ["a"], 3)
+    assert heard[: len(messages)] == messages

@@ -56,6 +56,11 @@ def test_programs_and_cells(old, new, expected):
     assert expected in changes(old, new)
 
 
+def test_a_cell_that_fails_as_it_did_is_no_better():
+    assert changes(REFUSED, REFUSED) == []
+    assert ("improvement", "failed before, now passed") in changes(REFUSED, LOADED)
+
+
 def test_a_lost_program_is_a_regression_and_a_new_one_is_not():
     both = cell(prog("a"), prog("b"))
     assert changes(both, cell(prog("a"))) == [("regression", "gone: loaded before, now not in the object")]
@@ -128,7 +133,7 @@ def costing(**figures):
     [
         (10_000, 11_900, False),  # 19%
         (10_000, 12_100, True),
-        (100, 900, False),  # nine times as much of nearly nothing
+        (100, 1000, False),  # ten times as much of nearly nothing
         (840_000, 860_000, True),  # 2.4%, but past 85% of the limit
         (850_000, 860_000, True),  # was at it, not past it
         (860_000, 870_000, False),  # was past it before

@@ -138,6 +138,41 @@ def test_a_later_entry_takes_over_from_an_earlier_one():
     assert judged(GUARDED, {"rules": [{"relocations": entries}]}).status is CellStatus.PASSED
 
 
+def test_a_program_says_whether_its_own_promises_are_kept():
+    """And a rule about one program's relocations asks nothing of another's."""
+    alive, dead = evidence([[0, 9]]), evidence([[2, 9]])
+    programs = [prog("a", relos=[(0, 1)], evidence=alive), prog("b", relos=[(0, 1)], evidence=dead)]
+    told = {"field": "task_struct.state", "liveness": "live"}
+    found = judged(facts(programs, [relo(0)]), {"rules": [{"program": "a", "relocations": [told]}]})
+    assert [(item.met, item.unmet, len(item.expected.relocations)) for item in found.progs] == [
+        (True, (), 1), (True, (), 0),
+    ]  # fmt: skip
+    found = judged(facts(programs, [relo(0)]), {"rules": [{"relocations": [told]}]})
+    assert [item.met for item in found.progs] == [True, False]
+    assert "expected liveness live, was eliminated" in found.progs[1].unmet[0]
+
+
+def test_a_relocation_that_only_another_program_holds_is_missing():
+    programs = [prog("a", relos=[(0, 1)]), prog("b", relos=[(1, 1)])]
+    relos = [relo(0, "x.here"), relo(1, "x.there")]
+    rules = {"rules": [{"program": "a", "relocations": [{"field": "x.there"}]}]}
+    found = judged(facts(programs, relos), rules)
+    assert found.reason == "x.yaml: rules[0]: no relocation x.there (kind: any)"
+
+
+def test_of_a_program_refused_already_only_what_was_reached_is_held_against_it():
+    """What lies behind the refusal is its consequence; what the verifier came to is a finding of its own."""
+    log = "0: (b7) r1 = 1\n1: (b7) r1 = 2\nR1 !read_ok\n"
+    answer = refused(relos=[(0, 1), (1, 5)], log=log, evidence=evidence(None, [[0, 2]]))
+    relos = [relo(0, "x.reached"), relo(1, "x.behind")]
+    found = judged(facts([answer], relos), {"rules": [{"relocations": [{"field": "x.*", "outcome": "poisoned"}]}]})
+    (verdict, reached) = only_prog(found).unmet
+    assert verdict.startswith("expected loaded, was rejected") and reached.startswith("x.reached (byte_off")
+    entry = {"field": "x.*", "outcome": "poisoned"}
+    rules = {"rules": [{"verdict": "rejected", "reason": "r"}, {"relocations": [entry]}]}
+    assert len(only_prog(judged(facts([answer], relos), rules)).unmet) == 2  # as expected: then all of it counts
+
+
 def test_not_proven_is_not_met():
     unproven = facts([prog(relos=[(0, 1)])], [relo(0, "a.b")])
     cell = judged(unproven, {"rules": [{"relocations": [{"field": "a.b", "liveness": "live"}]}]})
@@ -201,3 +236,11 @@ def test_a_rule_overruled_everywhere_is_not_called_unneeded():
 def test_a_lost_cell_says_nothing_about_rules():
     lost_cell = dataclasses.replace(judged(facts([prog()])), status=CellStatus.CRASHED)
     assert review([{"verdict": "any", "reason": "r"}], lost_cell) == ()
+
+
+def test_a_program_that_was_not_judged_shows_no_rule_to_be_unneeded():
+    rules = [{"program": "b", "verdict": "rejected", "reason": "r"}]
+    lost_in = judged(facts([prog("a"), prog("b", loaded=False, stage=None)]), {"rules": rules})
+    whole = dataclasses.replace(lost_in, status=CellStatus.FAILED)
+    assert review(rules, whole) == ()
+    assert review(rules, dataclasses.replace(whole, progs=())) == ()
