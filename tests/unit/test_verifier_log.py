@@ -170,3 +170,37 @@ def test_every_line_that_is_walked_through_counts_and_no_other(lines: list[str])
             walking = True
             expected.clear()
     assert vl.visited("\n".join(lines).encode()) == expected
+
+
+@given(_WALKED)
+def test_the_last_line_that_is_walked_through_is_where_it_stopped(lines: list[str]) -> None:
+    """Below the walk's beginning, where the log shows one."""
+    starts = [at for at, line in enumerate(lines) if re.match(r"[0-9]{1,8}: R", line)]
+    walked = [re.match(r"([0-9]{1,8}): \(", line) for line in lines[starts[0] if starts else 0 :]]
+    expected = next((int(match[1]) for match in reversed(walked) if match), None)
+    assert vl.last_insn("\n".join(lines).encode()) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("R1 !read_ok", "R1 !read_ok"),
+        ("arg#0 reference type('UNKNOWN ') size cannot be determined: -22",
+         "arg#0 reference type('UNKNOWN ') size cannot be determined: -22"),
+        ("func 'f': (bad)", "func 'f': (bad)"),
+        ("12: no such thing", "12: no such thing"),
+        ("3: (95) exit", None), ("3: R0=1", None), ("3: frame1: R0=1", None), ("3: safe", None),
+    ],
+)  # fmt: skip
+def test_the_reason_is_the_last_line_that_is_no_state_and_no_instruction(line: str, said: str | None) -> None:
+    found = vl.reason(f"0: R1=ctx() R10=fp0\n0: (b7) r0 = 0\n{line}\nverification time 5 usec\nprocessed 1 insns\n")
+    assert found == said
+
+
+def test_words_about_time_and_depth_are_no_figures_of_their_own() -> None:
+    found = vl.figures("time 7 depth 9\nverification time 5 usec\nstack depth 8+16\nprocessed 3 insns (limit 10)\n")
+    assert found is not None
+    assert (found["verification_usec"], found["stack_depth"]) == (5, 24)
+    found = vl.figures("processed 3 insns (limit 10)\ntime 7 depth 9\n")
+    assert found is not None
+    assert (found["verification_usec"], found["stack_depth"]) == (None, None)
