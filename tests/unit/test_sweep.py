@@ -467,6 +467,54 @@ SEC("raw_tp/x") int helper(void *t) { int x = 0; if (CONFIG_HZ == 1000) probe_re
     assert status == 1
 
 
+@pytest.mark.parametrize("kind", ["bool", "enum libbpf_tristate"])
+def test_each_value_of_a_switch_nobody_knows_is_assumed(sweep, tmp_path, kind):
+    """On one side, on the other, and on both: only what each value reaches is live, and what none does is dead."""
+    types = "struct bpf_prog_aux { int attach_btf_id; }; struct thing { int on; int off; int both; int no; };"
+    path = tmp_path / "vmlinux"
+    path.write_bytes(compile_target(VERIFIER + types, *(f"struct {one}" for one in (*NAMES, "bpf_prog_aux"))))
+    obj = tmp_path / "switch.bpf.o"
+    obj.write_bytes(compile_bpf(f"""
+struct thing {{ int on; int off; int both; int no; }} PAI;
+enum libbpf_tristate {{ TRI_NO = 0, TRI_YES = 1, TRI_MODULE = 2 }};
+extern {kind} CONFIG_X __attribute__((section(".kconfig")));
+SEC("raw_tp/x") int prog(struct thing *t)
+{{
+    int x = t->both;
+    if (CONFIG_X == 1) x += t->on;
+    if (CONFIG_X == 0) x += t->off;
+    if (CONFIG_X > 2) x += t->no;
+    return x;
+}}
+"""))
+    (swept,) = json.loads(sweep(obj, "--btf", path, "--format", "json")[1])["objects"]
+    found = {relo["field"].partition(".")[2]: relo["classes"][0]["liveness"] for relo in swept["core_relos"]}
+    assert found.pop("no", "eliminated") == "eliminated"  # clang knows a bool's values itself
+    assert found == {"both": "live", "on": "unknown", "off": "unknown"}
+
+
+def test_what_an_offset_decides_on_one_kernel_is_decided_for_none(sweep, tmp_path):
+    """Kernels that differ in offsets share a prediction. Both sides of such a branch are followed: on 5.1 the read
+    counts as reached, though its verifier would find it dead; on 5.2 it must not count as dead.
+    """
+    for release, text in (("5.1.0", "int at; int used;"), ("5.2.0", "long more[9]; int at; int used;")):
+        target = compile_target(f"{VERIFIER} struct thing {{ {text} }};", *(f"struct {one}" for one in NAMES))
+        elf = Elf(target)
+        packed(tmp_path / "tree" / "x86_64" / f"{release}.btf.tar.xz", bytes(elf.content(elf.section(".BTF"))))
+    obj = tmp_path / "offset.bpf.o"
+    obj.write_bytes(compile_bpf("""
+struct thing { int at; int used; } PAI;
+SEC("raw_tp/x") int prog(struct thing *t)
+{
+    return field_info(t->at, BYTE_OFF) > 8 ? t->used : 0;
+}
+"""))
+    (swept,) = json.loads(sweep(obj, "--btf", tmp_path / "tree", "--format", "json", "--jobs", 1)[1])["objects"]
+    classes = {relo["field"]: relo["classes"] for relo in swept["core_relos"]}
+    found = {field: [(one["liveness"], one["count"]) for one in given] for field, given in classes.items()}
+    assert found == {"thing.at": [("live", 2)], "thing.used": [("live", 2)]}
+
+
 def test_the_text_says_it_in_one_line_a_finding(sweep, tree, obj):
     _, out, _ = sweep(obj, "--btf", tree, "--quiet")
     lines = out.splitlines()
