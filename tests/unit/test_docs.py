@@ -5,6 +5,7 @@ of seams are those of the code, words are those of the schema.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from harness import config, machine_config, report
 from harness.model import verdict
+from harness.model.expectation import expectations_from
 from tests.support import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,3 +253,42 @@ def test_what_the_readme_counts_is_so() -> None:
     assert f"names {tagged['full']} Debian kernels" in readme and f"{tagged['gate']} tagged `gate`" in readme
     objects = len(list((ROOT / "programs").glob("*.bpf.c")))
     assert f"{tagged['gate']} kernels × {objects} objects" in readme
+
+
+def _shown(page: str, first: str) -> str:
+    """The indented block of a page whose first line begins so, without its indentation."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"    {first}"))
+    block = list(itertools.takewhile(lambda line: not line or line.startswith("    "), lines[start:]))
+    return "\n".join(line[4:] for line in block) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("page", "first"),
+    [
+        ("README.md", "rules:"),
+        ("docs/expectations.md", "arches: [x86_64] "),
+        ("docs/look-inside.md", "# my.yaml, beside my.bpf.o"),
+    ],
+)  # fmt: skip
+def test_expectations_that_are_shown_are_taken(page: str, first: str) -> None:
+    found = expectations_from(config.parse_yaml(_shown(page, first), page), page)
+    assert found.rules or found.tests
+
+
+@pytest.mark.parametrize(
+    ("page", "first", "ids"),
+    [
+        ("docs/backends.md", "kernels:", {"generic-in-vng", "here", "build-host"}),
+        ("docs/kernels.md", "- id: ubuntu-4.15", {"ubuntu-4.15"}),
+        ("docs/kernels.md", "- id: mainline-6.12", {"mainline-6.12"}),
+        ("docs/kernels.md", "- id: mine-no-ioac", {"mine-no-ioac"}),
+        ("docs/old-kernels.md", "- id: ubuntu-4.4", {"ubuntu-4.4"}),
+    ],
+)
+def test_kernels_that_are_shown_are_rows(page: str, first: str, ids: set[str], tmp_path: Path) -> None:
+    rows = _shown(page, first)
+    head = (ROOT / "kernels.yaml").read_text().partition("\nkernels:\n")[0]
+    path = tmp_path / "kernels.yaml"
+    path.write_text(f"{head}\n{rows if rows.startswith('kernels:') else f'kernels:{chr(10)}{rows}'}")
+    assert {kernel.id for kernel in config.load_matrix(path).kernels} == ids
