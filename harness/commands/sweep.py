@@ -140,8 +140,10 @@ def _cached(options: argparse.Namespace, store: Store, globs: Sequence[str]) -> 
             found.append(kernels.provide(spec, store, loaded.lock, lambda _line: None, options=offline))
         except CorematrixError:
             missing.append(spec.id)
-    notes = (f"not cached: {', '.join(missing)} (corematrix kernels fetch)",) if missing else ()
-    return found, notes
+    notes = [f"not cached: {', '.join(missing)} (corematrix kernels fetch)"] if missing else []
+    without = [kernel.spec.id for kernel in found if kernel.btf is None]
+    notes += [f"no BTF in the files of {', '.join(without)}: left out"] if without else []
+    return found, tuple(notes)
 
 
 class _Progress:

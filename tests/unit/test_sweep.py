@@ -13,12 +13,15 @@ import sys
 import tarfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness import cli
-from harness.errors import UsageError
+from harness.commands import sweep as sweep_command
+from harness.errors import FetchError, UsageError
 from harness.guest.bpf_object import BpfObject
 from harness.guest.btf import BTF_KIND_FUNC, BTF_KIND_STRUCT, Btf
 from harness.guest.core_relo import Targets, relocate
@@ -692,3 +695,26 @@ def test_kernels_that_nobody_has(sweep, obj):
     status, _, err = sweep(obj, "--btf", "debian-6.1-cloud-amd64")  # of the matrix, and not in this cache
     assert status == 2
     assert "corematrix kernels fetch" in err
+
+
+def test_kernels_that_are_left_out_are_named(monkeypatch, tmp_path):
+    """Of a matrix: those that nobody has fetched, and those whose files hold no BTF (s390x's raw payload)."""
+    known = {
+        name: Kernel(
+            spec=KernelSpec(id=name, arch=ARCHITECTURES["s390x"], variant="x", source=MainlineSource(version="v1")),
+            release="6.12.0", vmlinuz=None, vmlinuz_sha256="", config=None, modules=(), btf=btf, btf_sha256=None,
+        )
+        for name, btf in (("with", tmp_path / "btf"), ("without", None))
+    }  # fmt: skip
+    rows = (*(kernel.spec for kernel in known.values()), replace(known["with"].spec, id="absent"))
+
+    def provide(spec, *_arguments, **_options):
+        if spec.id not in known:
+            raise FetchError("offline")
+        return known[spec.id]
+
+    monkeypatch.setattr(sweep_command.config, "load_matrix", lambda _path: SimpleNamespace(kernels=rows, lock=None))
+    monkeypatch.setattr(sweep_command.kernels, "provide", provide)
+    found, notes = sweep_command._cached(SimpleNamespace(matrix=None), None, ["*"])
+    assert [target.id for target in kernel_targets(found)] == ["with"]
+    assert notes == ("not cached: absent (corematrix kernels fetch)", "no BTF in the files of without: left out")
