@@ -73,6 +73,19 @@ def test_a_difference_to_what_could_not_be_judged_is_no_pass(error: CorematrixEr
     assert cli.main(["diff", "run.json", "run.json"]) == 0
 
 
+def test_a_difference_that_is_a_regression_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever else came to nothing; and the way back is none."""
+    worse = judged(facts([prog(loaded=False)]), cell=begun("debian-6.1-cloud-amd64"))
+    gone = lost(begun("debian-6.12-cloud-amd64"), GuestLostError("panic"))
+    Path("new.json").write_text(json.dumps(to_json(run_of(worse, gone))))
+    assert cli.main(["diff", "run.json", "new.json"]) == 1
+    assert "loaded before, now rejected" in capsys.readouterr().out
+    Path("new.json").write_text(json.dumps(to_json(run_of(worse))))
+    assert cli.main(["diff", "run.json", "new.json", "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out)["regressed"] is True
+    assert cli.main(["diff", "new.json", "run.json"]) == 0
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

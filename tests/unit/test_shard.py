@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 
 from harness import cli, report
 from harness.commands.merge import merge
-from harness.errors import UsageError
+from harness.errors import FetchError, GuestLostError, UsageError
 from harness.executor import shard
 from harness.executor.costs import Costs
 from harness.executor.shard import Shard
+from harness.judge import lost
 from harness.model.cell import Cell
 from harness.model.plain_json import to_json
-from harness.model.result import RunResult, run_from_json
+from harness.model.result import CellResult, RunResult, run_from_json
 from harness.report import json_format
 from harness.store import Store
 from tests.support import cells as make
@@ -210,6 +212,27 @@ def test_merge_on_the_command_line_keeps_logs_and_consoles_of_all(
     assert {path.read_text() for path in (stored / "logs" / "k").iterdir()} == {"log 0", "log 1"}
     assert cli.main(["merge", "shard-0"]) == 2
     assert "shard 2/2 is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("becomes", "status"),
+    [
+        (lambda cell: judged(facts([prog(loaded=False)]), cell=begun(cell.kernel.id, cell.object.name)), 1),
+        (lambda cell: lost(cell, FetchError("404")), 4),
+        (lambda cell: lost(cell, GuestLostError("panic")), 7),
+    ],
+)
+def test_the_status_of_merge_is_that_of_the_run_it_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: Callable[[CellResult], CellResult], status: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COREMATRIX_CACHE", str(tmp_path / "cache"))
+    _, shards = whole_and_shards(2)
+    first, *rest = shards[1].cells
+    shards[1] = replace(shards[1], cells=(becomes(first), *rest))
+    for number, part in enumerate(shards):
+        Path(f"{number}.json").write_text(json.dumps(to_json(part)))
+    assert cli.main(["merge", "0.json", "1.json"]) == status
 
 
 def test_a_shard_with_a_baseline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,8 +143,10 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_guest(start: Callabl
     found = cells(run.result()).values()
     judged = [cell for cell in found if cell["progs"]]
     assert judged
+    (plan,) = run.directory.glob("*Z/plan.json")
+    assert {cell["id"] for cell in found} == set(json.loads(plan.read_text())["cells"])
     unfinished = {cell["status"] for cell in found if not cell["progs"]}
-    assert unfinished <= {"error", "not_applicable"}
+    assert {"error"} <= unfinished <= {"error", "not_applicable"}
     assert not list(run.directory.rglob("*.tmp"))
 
 
