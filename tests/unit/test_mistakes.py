@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.errors import CorematrixError, FetchError, GuestLostError
+from harness.errors import CacheError, CorematrixError, FetchError, GuestLostError
 from harness.judge import lost
+from harness.model.kernel import Kernel, KernelSpec
 from harness.model.plain_json import to_json
+from tests.support import cells
 from tests.support.clang import compile_bpf, needs_clang
 from tests.support.facts import begun, facts, judged, prog, run_of
 
@@ -106,3 +108,23 @@ def test_a_bisection_of_nothing_boots_nothing(
     said = capsys.readouterr()
     assert said.out == "" and not Path("corematrix-runs").exists()
     assert [word for word in words if word not in said.err] == []
+
+
+def test_kernels_that_cannot_be_had_are_all_tried_and_the_first_ones_status_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"debian-6.1-cloud-amd64": FetchError("404"), "debian-6.12-cloud-amd64": CacheError("disk full")}
+
+    def provide(spec: KernelSpec, *_rest: object, **_options: object) -> Kernel:
+        if spec.id in wrong:
+            raise wrong[spec.id]
+        return cells.kernel(spec)
+
+    monkeypatch.setattr("harness.kernels.provide", provide)
+    names = ["debian-5.10-cloud-amd64", "debian-6.1-cloud-amd64", "debian-6.12-cloud-amd64"]
+    words = [word for name in names for word in ("-k", name)]
+    assert cli.main(["kernels", "fetch", *words]) == FetchError.exit_status
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["debian-5.10-cloud-amd64: 6.1.0-50-cloud-amd64"]
+    assert "404" in said.err and "disk full" in said.err
+    assert cli.main(["kernels", "fetch", "-k", names[0]]) == 0

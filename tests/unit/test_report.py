@@ -12,6 +12,7 @@ import pytest
 from harness.errors import GuestLostError, UsageError
 from harness.judge import lost
 from harness.model.reading import matches
+from harness.model.verdict import CellStatus
 from harness.report import FORMATS, markdown, render, untrusted
 from harness.report.kernels import common_words, describe
 from tests.support.facts import begun, evidence, facts, guard, judged, poisoned, prog, relo, run_of
@@ -459,3 +460,26 @@ def test_why_not_is_said_once_in_each_report():
     name = "debian-5.10-cloud-amd64/probe@python::else attach"
     assert found[name] == r"NOT attachable (kprobe event (perf)): symbol gone: \x1b[31mf"
     assert not suite.findall(".//failure")  # apart from the verdict
+
+
+GONE_PROGRAM = {"rules": [{"program": "renamed", "verdict": "loaded"}]}
+
+
+@pytest.mark.parametrize(
+    ("cell", "tag"),
+    [
+        (judged(facts([prog("a"), prog("b", loaded=False, stage=None)])), "error"),  # the guest was lost at b
+        (judged(facts([prog()]), GONE_PROGRAM), "failure"),  # all it has is met
+        (judged(facts([], object_error={"stage": "open", "errno": 22, "message": "no", "relo": None})), "failure"),
+        (dataclasses.replace(judged(facts([prog()])), status=CellStatus.TIMEOUT, reason="hung"), "error"),
+        (dataclasses.replace(judged(facts([prog()])), status=CellStatus.ERROR, reason="ours"), "error"),
+        (lost(begun(), GuestLostError("panic")), "error"),
+    ],
+)
+def test_what_is_no_pass_is_none_in_junit_either(cell, tag):
+    """A server that reads nothing but the cases must not take it for one."""
+    assert cell.status in {CellStatus.FAILED, CellStatus.CRASHED, CellStatus.TIMEOUT, CellStatus.ERROR}
+    suite = ET.fromstring(render("junit", run_of(cell))).find("testsuite")
+    found = {name: len(suite.findall(f"testcase/{name}")) for name in ("failure", "error", "skipped")}
+    assert found == {"failure": 0, "error": 0, "skipped": 0, tag: 1}
+    assert (suite.get("failures"), suite.get("errors")) == (str(found["failure"]), str(found["error"]))
