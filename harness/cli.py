@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -15,11 +16,12 @@ from types import FrameType, ModuleType
 from typing import NoReturn, TextIO, cast
 
 from harness import __version__, ci_log, printable
-from harness.errors import CorematrixError, Ended, Interrupted
+from harness.errors import CorematrixError, Ended, InfrastructureError, Interrupted
 
 # A bug of ours: EX_SOFTWARE of sysexits.h.
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 128 + signal.SIGPIPE
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 VERBS = {
     "run": "run objects on kernels of the matrix, and report every program and CO-RE relocation",
@@ -57,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
     try:
+        status = _ended(arguments)
+    except SystemExit:  # argparse said its help, or what is wrong
+        _flushed()
+        raise
+    return _flushed() or status
+
+
+def _ended(arguments: Sequence[str]) -> int:
+    """The exit status of a command, whatever came of it."""
+    try:
         return _dispatch(arguments)
     except (KeyboardInterrupt, Interrupted):  # the first includes Ended
         _say("interrupted")
@@ -65,12 +77,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return error.exit_status
     except BrokenPipeError:
-        # Whoever read our output has gone; without this Python would complain once more while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:  # the last door
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _full(error)
         _say(f"internal error: {type(error).__name__}: {error}\n  details: {_crash_log(arguments)}")
         return INTERNAL_ERROR
+
+
+def _flushed() -> int | None:
+    """The exit status when what was said cannot be said to the end, None when it was. Asked here: while Python shuts
+    down it would complain in its own words, and end with 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else _full(error)
+    return None
+
+
+def _full(error: OSError) -> int:
+    _say(f"cannot write: {error.strerror}")
+    return InfrastructureError.exit_status
 
 
 def _speak_any_text() -> None:

@@ -246,7 +246,7 @@ def test_a_peer_that_speaks_nonsense_ends_in_time(play: Callable[[socket.socket,
     started = time.monotonic()
     with pytest.raises(GuestLostError) as caught:
         peer.ask(1.0)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 40
     assert caught.value.status == status
     assert caught.value.message.startswith("k: ")
     assert len(caught.value.message) < 5000

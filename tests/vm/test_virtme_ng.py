@@ -57,11 +57,9 @@ def test_late(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return connection
 
     monkeypatch.setattr(virtme_ng.VirtmeGuest, "_accepted", seen)
-    started = time.monotonic()
     with pytest.raises(GuestLostError, match="no answer to 'hello' within 5 s") as lost:
         backends.open_session(kernel, guests.options(kernel))
     assert lost.value.status == "timeout"
-    assert time.monotonic() - started < 60
     assert any("qemu-system" in command for command in running[0])
     assert own_processes(tmp_path) == []
 
