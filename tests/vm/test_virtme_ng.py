@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
