@@ -224,6 +224,27 @@ def test_a_static_function_called_from_two_places_is_judged_for_each():
     assert dead(predict(program(*insns, starts=((0, True), (6, False))), NEWEST), 10) == []
 
 
+def test_behind_the_call_of_a_global_function_it_goes_on_with_the_next_instruction():
+    insns = (mov(R6, 1), call(4), jump(I.BPF_JEQ, R6, 1, 1), mov(R0, 1), mov(R0, 0), EXIT, mov(R0, 3), EXIT)
+    found = predict(program(*insns, starts=((0, True), (6, True))), NEWEST)
+    assert dead(found, 8) == [3]  # and R6, which callees keep, is known
+
+
+@pytest.mark.parametrize(("value", "else_too"), [(0, True), (5, False)])
+def test_what_a_branch_shows_of_a_number_is_known_on_its_sides(value, else_too):
+    """r0 = random; if (r0 == value) { if (r0 != value) poison } else { if (r0 == value) poison }: that it is not 0 is
+    a range, that it is not 5 is none (reg_set_min_max()).
+    """
+    insns = (
+        RANDOM, jump(I.BPF_JEQ, R0, value, 3),
+        jump(I.BPF_JEQ, R0, value, 4), mov(R0, 0), EXIT,
+        jump(I.BPF_JNE, R0, value, 2), EXIT, POISON, POISON,
+    )  # fmt: skip
+    found = predict(program(*insns), NEWEST)
+    assert {4, 6} <= found.visited
+    assert found.poison == (set() if else_too else {7})
+
+
 def test_what_a_static_function_returns_is_known_behind_the_call():
     insns = (call(4), jump(I.BPF_JEQ, R0, 3, 1), mov(R0, 1), mov(R0, 0), EXIT, mov(R0, 3), EXIT)
     assert dead(predict(program(*insns, starts=((0, True), (5, False))), NEWEST), 7) == [2]
