@@ -718,3 +718,21 @@ def test_kernels_that_are_left_out_are_named(monkeypatch, tmp_path):
     found, notes = sweep_command._cached(SimpleNamespace(matrix=None), None, ["*"])
     assert [target.id for target in kernel_targets(found)] == ["with"]
     assert notes == ("not cached: absent (corematrix kernels fetch)", "no BTF in the files of without: left out")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 13, 40])
+def test_every_btf_is_one_processs_share_the_largest_first_and_the_last_alone(tmp_path, count):
+    targets = []
+    for number in range(count):
+        path = tmp_path / f"{number}.btf"
+        path.write_bytes(bytes(number * 7 % 11))
+        targets.append(Target(id=str(number), distro="d", version="1", arch=None, release="1", path=path))
+    if targets:
+        targets[0].path.unlink()  # it went away meanwhile: its own error, when its turn comes
+    shares = engine._chunks(engine._largest_first(targets), 3)
+    order = [index for share in shares for index in share]
+    assert sorted(order) == list(range(count))
+    sizes = [0 if index == 0 else index * 7 % 11 for index in order]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {len(share) for share in shares} <= {1, 2, 3, 4}
+    assert all(len(share) == 1 for share in shares[-min(count, 12) :])
