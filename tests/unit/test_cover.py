@@ -219,6 +219,18 @@ def test_what_only_another_verifier_reaches_is_another_outcome(foretell, dead, w
     assert cover(kernels).booted == ("4.18.0", "5.4.0")
 
 
+def test_of_an_object_that_is_refused_as_a_whole_no_liveness_is_foretold(foretell, monkeypatch):
+    """Two candidates with the field at different offsets: the relocation is fatal, and no instruction is walked."""
+    monkeypatch.setitem(globals(), "NAMES", (*NAMES, "struct thing___b"))
+    two = "struct thing { int old_name; }; struct thing___b { long x; int old_name; };" + TARGET
+    (one,) = foretell(**{"5.4.0": two})
+    answer = one.answers["thing"]
+    assert {fate.outcome for fate in answer.progs.values()} == {"refused"}
+    details = one.detail("thing").progs
+    assert {liveness for _, liveness in details["guarded"].relocations} == {"unknown"}
+    assert (details["plain"].relocations, details["guarded"].helpers) == ((), ())
+
+
 def test_other_bytes_are_another_object(foretell):
     one, other = foretell(**{"5.4.0": OLD + TARGET, "5.9.0": OLD + TARGET})
     assert cover([one, other]).booted == ("5.4.0",)
