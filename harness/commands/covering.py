@@ -83,7 +83,8 @@ def choose(
     notes += unread
     on_event(f"--cover: {len(jobs)} objects against {len(targets)} BTFs")
     found = answers([job for job, _ in jobs.values()], targets, store, processes=options.jobs, detailed=True)
-    asked = _Asked(numbers={key: number for key, (_, number) in jobs.items()}, cells=real, left_out=left_out)
+    numbers = {key: number for key, (_, number) in jobs.items()}
+    asked = _Asked(numbers=numbers, cells=_by_kernel(real), left_out=left_out)
     foretold = [
         _foretold(target, answered, known.get(target.id), asked)
         for answered in found
@@ -150,26 +151,26 @@ def _jobs(cells: Iterable[Cell]) -> tuple[dict[tuple[str, str], tuple[Job, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What was asked of every BTF: the jobs' numbers by (name with settings, digest of the file), the cells they were
-    made from, and what the expectations take out of them.
+    """What was asked of every BTF: the jobs' numbers by (name with settings, digest of the file), a kernel's own cells
+    by its id and the same keys, and what the expectations take out of them.
     """
 
     numbers: Mapping[tuple[str, str], int]
-    cells: Sequence[Cell]
+    cells: Mapping[str, Mapping[tuple[str, str], Sequence[Cell]]]
     left_out: LeftOut
 
-    def of(self, kernel: str) -> dict[tuple[str, str], list[Cell]]:
-        """A kernel's own cells, by the same keys."""
-        found: dict[tuple[str, str], list[Cell]] = {}
-        for cell in self.cells:
-            if cell.kernel.id == kernel:
-                found.setdefault((_subject(cell.object.name, cell.settings), cell.object.sha256), []).append(cell)
-        return found
+
+def _by_kernel(cells: Iterable[Cell]) -> dict[str, dict[tuple[str, str], list[Cell]]]:
+    found: dict[str, dict[tuple[str, str], list[Cell]]] = {}
+    for cell in cells:
+        key = (_subject(cell.object.name, cell.settings), cell.object.sha256)
+        found.setdefault(cell.kernel.id, {}).setdefault(key, []).append(cell)
+    return found
 
 
 def _foretold(target: Target, answered: Answered, kernel: Kernel | None, asked: _Asked) -> Foretold:
     """What one BTF said; of a kernel of the matrix only for its own cells."""
-    own = asked.of(kernel.spec.id) if kernel is not None else {}
+    own = asked.cells.get(kernel.spec.id, {}) if kernel is not None else {}
     mine = {
         key: number
         for key, number in asked.numbers.items()

@@ -201,7 +201,7 @@ def _plan(options: argparse.Namespace) -> Job:
     kernels = matrix.select_kernels(with_this_machine(loaded.kernels, named), selector)
     attaching.check(kernels, options.attach, options.yes_on_this_machine)
     if options.objects == [DEFAULT_OBJECTS] and not DEFAULT_OBJECTS.exists():
-        message = f"no OBJECT is named, and there is no {DEFAULT_OBJECTS} here"
+        message = f"there is no {DEFAULT_OBJECTS} here, which is meant when no OBJECT is named"
         raise UsageError(message, remedy="name compiled objects, or directories with *.bpf.o in them")
     found = objects.find_objects(options.objects)
     matrix.group_by_name(found)

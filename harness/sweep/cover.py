@@ -44,17 +44,18 @@ class Foretold:
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = {name: self._outcomes(name) for name in self.answers}
+        found: dict[str, dict[str, Outcome]] = {}
+        for name, answer in self.answers.items():
+            without = self.left_out.get(name, frozenset())
+            every = _outcomes(answer, self.digests[name])
+            found[name] = {prog: outcome for prog, outcome in every.items() if prog not in without}
+            if every and not found[name]:
+                del found[name]
         object.__setattr__(self, "outcomes", found)
 
-    def _outcomes(self, name: str) -> dict[str, Outcome]:
-        left_out = self.left_out.get(name, frozenset())
-        every = _outcomes(self.answers[name], self.digests[name])
-        return {prog: outcome for prog, outcome in every.items() if prog not in left_out}
-
-    def shown(self) -> Mapping[str, Mapping[str, Outcome]]:
-        """What a boot of it would show: outcomes of programs by the object's name."""
-        return {name: progs for name, progs in self.outcomes.items() if self.bootable and name not in self.silent}
+    def shown(self, name: str) -> Mapping[str, Outcome]:
+        """What a boot of it would show of an object: outcomes by program."""
+        return self.outcomes.get(name, {}) if self.bootable and name not in self.silent else {}
 
     def detail(self, name: str) -> Detail:
         found = self.answers[name].detail
@@ -83,7 +84,7 @@ def _flat(outcomes: Mapping[str, Mapping[str, Outcome]]) -> frozenset[Outcome]:
 
 def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Sequence[str] = ()) -> Cover:
     """Which kernels to boot, and who stands for the others. `always`: kernels that are booted whatever they show."""
-    bootable = {one.kernel: _flat(one.shown()) for one in foretold if one.bootable}
+    bootable = {one.kernel: _flat({name: one.shown(name) for name in one.outcomes}) for one in foretold if one.bootable}
     found = smallest(bootable, {one.kernel: one.cost for one in foretold})
     if not found.chosen and not always:  # nothing is foretold of anything: one boot says so much
         found = replace(found, chosen=tuple(bootable)[:1])
@@ -99,15 +100,9 @@ def cover(foretold: Sequence[Foretold], always: Sequence[str] = (), notes: Seque
         minimal=found.minimal,
         at_least=found.at_least + len(always),
         always=tuple(always),
-        stand_ins=tuple(
-            _stand_in(one, name, booted) for one in rest for name in one.outcomes if not _all_left_out(one, name)
-        ),
+        stand_ins=tuple(_stand_in(one, name, booted) for one in rest for name in one.outcomes),
         notes=tuple(notes),
     )
-
-
-def _all_left_out(one: Foretold, name: str) -> bool:
-    return bool(one.left_out.get(name)) and not one.outcomes[name]
 
 
 def _stand_in(one: Foretold, name: str, booted: Sequence[Foretold]) -> StandIn:
@@ -136,7 +131,7 @@ def _shares(
     found: list[tuple[Foretold, tuple[str, ...]]] = []
     while left:
         same = {
-            other.kernel: tuple(prog for prog in left if other.shown().get(name, {}).get(prog) == left[prog])
+            other.kernel: tuple(prog for prog in left if other.shown(name).get(prog) == left[prog])
             for other in booted
         }
         best = max(booted, key=lambda other: (len(same[other.kernel]), _nearness(one, other)), default=None)

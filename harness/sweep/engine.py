@@ -154,8 +154,8 @@ def _largest_first(targets: Sequence[Target]) -> list[int]:
     """
 
     def size(index: int) -> int:
-        with suppress(OSError):
-            return targets[index].path.stat().st_size
+        with suppress(UsageError):
+            return _seen(targets[index].path)[0]
         return 0
 
     return sorted(range(len(targets)), key=size, reverse=True)
